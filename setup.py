@@ -374,7 +374,7 @@ def cuda_sources() -> list[tuple[Path, str, list[str]]]:
     """Sources of the CUDA kernels, names of their objects, and flags: most are compiled once for each neuron."""
     made = []
     for source in sorted((ROOT.resolve() / "csrc/cuda").glob("*.cu")):
-        if source.stem == "device":
+        if "SNN_NEURON" not in source.read_text():
             made.append((source, f"cuda_{source.stem}", []))
         else:
             made += [(source, f"cuda_{source.stem}_{name}", of_neuron(name)) for name in NEURONS]
@@ -444,6 +444,7 @@ def write_ninja(path: Path, output: Path) -> None:
         *((f"csrc/cpu/spikes/{name}.cpp", f"spikes_{name}", []) for name in ("connected", "conv2d", "linear")),
         ("csrc/cpu/images/pool2d.cpp", "pool2d", []),
         ("csrc/cpu/norm/batch_norm.cpp", "batch_norm", []),
+        ("csrc/op/norm_ops.cpp", "norm_ops", []),
         ("csrc/op/program.cpp", "program", []),
     ]
     for isa, flags in sets.items():

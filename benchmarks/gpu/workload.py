@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import snnfast
 from snnfast import spikingjelly
@@ -37,6 +37,7 @@ LEARNED: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = tuple(
     ({"learn_threshold": True}, {"record_mem": recorded}) for recorded in (True, False)
 )
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+NORM_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MANY = 1 << 18  # neurons from which on a thread takes several of them
 Call = tuple[str, int, int, torch.dtype, dict[str, Any], dict[str, Any]]  # layer, T, N, dtype, options
 
@@ -56,6 +57,9 @@ def watched(many: int = MANY) -> Iterator[Call]:
     for dtype in DTYPES:
         for size in (37,) if dtype == torch.float64 else (37, many):
             yield "LIFNode", 18, size, dtype, {"step_mode": "m"}, {}
+    for dtype in NORM_DTYPES:
+        for T, size, channels_last in ((7, 37, False), (16, 37, False), (4, many, False), (4, many, True)):
+            yield "normed", T, size, dtype, {"channels_last": channels_last}, {}
 
 
 def profiled(many: int = MANY) -> Iterator[Call]:
@@ -64,6 +68,8 @@ def profiled(many: int = MANY) -> Iterator[Call]:
         yield "Leaky", 100, many, torch.float32, layer, call
     for dtype in DTYPES[1:]:
         yield "Leaky", 100, many, dtype, *OPTIONS[0]
+    for channels_last in (False, True):
+        yield "normed", 4, many, torch.float32, {"channels_last": channels_last}, {}
     yield "Leaky", 100, many - 1, torch.float32, *OPTIONS[2]  # no vector fits
     yield "Leaky", 4096, min(many, 256), torch.float32, *OPTIONS[0]
     yield "Synaptic", 100, many, torch.float32, *OPTIONS[0]
@@ -78,7 +84,9 @@ def given(call: Call, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def run(call: Call, x: Tensor, grad: Tensor) -> list[Tensor]:
     """The spikes, and the gradients of the current and of what the layer learns."""
-    name, _, _, _, layer, options = call
+    name, T, N, _, layer, options = call
+    if name == "normed":
+        return normed(x.view(T, -1, *((1, 1, 1) if N % 16 else (4, 2, 2))), grad, **layer)
     x = x.detach().requires_grad_()
     if name == "LIFNode":
         neuron = spikingjelly.neuron.LIFNode(**layer).to(x.device)
@@ -104,6 +112,16 @@ def steps(profiled: bool, size: training.Size) -> Iterator[tuple[str, training.M
 
 def of_each(size: training.Size) -> training.MakeLayer:
     return lambda: training.own(beta=torch.full((size.neurons,), 0.9), learn_beta=True)
+
+
+def normed(x: Tensor, grad: Tensor, channels_last: bool) -> list[Tensor]:
+    """Batch normalisation in training of images ``[T, B, C, H, W]``, with neurons behind it."""
+    net = snnfast.MultiStep(nn.BatchNorm2d(x.shape[2]), snnfast.Leaky(0.9), nn.Identity()).to(x.device)
+    if channels_last:
+        x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+    x = x.detach().requires_grad_()
+    spk = net(x)
+    return [spk.detach(), *torch.autograd.grad(spk, [x, *net.parameters()], grad.view(x.shape))]
 
 
 def main() -> None:

@@ -31,6 +31,9 @@ def register(namespace: str) -> None:
         torch.library.register_fake(f"{name}_forward", partial(_forward_fake, neuron))
         torch.library.register_fake(f"{name}_backward", partial(_backward_fake, neuron, namespace != ops.NAMESPACE))
         torch.library.register_vmap(f"{name}_forward", partial(_forward_vmap, neuron))
+    torch.library.register_fake(f"{namespace}::norm_statistics", _norm_statistics_fake)
+    torch.library.register_fake(f"{namespace}::leaky_norm_forward", _norm_forward_fake)
+    torch.library.register_fake(f"{namespace}::leaky_norm_backward", _norm_backward_fake)
     if hasattr(getattr(torch.ops, namespace), "spikes_linear"):
         torch.library.register_fake(f"{namespace}::spikes_linear", _linear_fake)
         torch.library.register_fake(f"{namespace}::spikes_linear_weight", _linear_weight_fake)
@@ -114,6 +117,20 @@ def _backward_fake(
             one = sums and math.prod(parameter.shape) == 1
             made.append(like.new_empty(parameter.shape, dtype=parameter.dtype) if one else outputs.make(opmath))
     return made
+
+
+def _norm_statistics_fake(x: Tensor, weight: Any, bias: Any, eps: float, over_time: bool) -> tuple[Tensor, Tensor]:
+    shape = (1 if over_time else x.shape[0], x.shape[2])
+    return x.new_empty((*shape, 4), dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
+
+
+def _norm_forward_fake(x: Tensor, numbers: Tensor, parameters: list[Tensor]) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _norm_backward_fake(grad: Tensor, x: Tensor, numbers: Tensor, *args: Any) -> list[Tensor]:
+    sums = x.new_empty((2, *numbers.shape[:2]), dtype=torch.float64)
+    return [sums, torch.empty_like(x)] if args[-1] else [sums]
 
 
 def _linear_fake(bits: Tensor, weight: Tensor, bias: Tensor | None, graded: Tensor, steps: int) -> Tensor:

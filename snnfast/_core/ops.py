@@ -38,6 +38,9 @@ rows_like: Any = None
 spikes_as_bits: Any = None
 """``[T, R, N]`` to ``[(T + 7) // 8, R, N]`` for ``spikes_linear_weight``; ``None`` where a namespace has it not."""
 
+norm_ops: Any = None
+"""The ops ``norm_statistics``, ``<neuron>_norm_forward`` and ``<neuron>_norm_backward``."""
+
 # Numbers of the kernels are places in these lists. They are compared with those of the extension.
 RESET_MECHANISMS = ("subtract", "zero", "none")
 TIMES = ("sequence", "constant", "step")  # what time is in the shapes of a call: [T, *], [*] at T steps, [*]
@@ -143,7 +146,8 @@ class Neuron:
 # All others of the product's namespace.
 OPS = (
     "average_pooling", "average_pooling_backward", "batch_norm_backward", "batch_norm_forward", "count_events",
-    "event_conv2d", "event_conv2d_weight", "max_pooling", "max_pooling_backward", "program_backward",
+    "event_conv2d", "event_conv2d_weight", "leaky_norm_backward", "leaky_norm_forward", "max_pooling",
+    "max_pooling_backward", "norm_statistics", "program_backward",
     "program_between_backward", "program_between_forward", "program_forward", "rows_like", "spikes_as_bits",
     "spikes_linear", "spikes_linear_weight",
 )  # fmt: skip
@@ -228,10 +232,15 @@ def saves_spikes(device: torch.device) -> bool:
     return device.type == "cpu" and spikes_linear is not None
 
 
+def has_norm(device: torch.device) -> bool:
+    """Whether a device has the kernels of ``norm_ops``: CUDA, and the CPU if it emulates them."""
+    return device.type == ("cpu" if norm_ops is not None and spikes_linear is None else "cuda")
+
+
 def use(namespace: str) -> None:
     """Call the ops of a namespace from now on: the product's, or one that a test library registered beside it."""
-    global spikes_linear, spikes_linear_weight, rows_like, spikes_as_bits
-    ops = getattr(torch.ops, namespace)
+    global norm_ops, spikes_linear, spikes_linear_weight, rows_like, spikes_as_bits
+    ops = norm_ops = getattr(torch.ops, namespace)
     has_linear = hasattr(ops, "spikes_linear")  # the emulated kernels have none
     spikes_linear = ops.spikes_linear.default if has_linear else None
     spikes_linear_weight = ops.spikes_linear_weight.default if has_linear else None

@@ -2,8 +2,9 @@
 
 A loop over time computes just that, one step after the other. A batch without time is one step. The kernels run at the
 speed of memory. They add in another order than PyTorch, some rows in the opmath dtype and all of them in float64. Where
-the kernels do not fit, PyTorch is called once on ``[B, T * C, *]``, which has the bits of the loop for images. So is
-``SyncBatchNorm``: the processes exchange the statistics of all steps at once.
+the kernels do not fit, PyTorch is called once on ``[B, T * C, *]``, which has the bits of the loop for images. On CUDA
+it is called for each step where steps are so large that a copy of them takes longer. ``SyncBatchNorm`` is one call for
+all steps, too: the processes exchange the statistics at once.
 
 PyTorch adds images in channels_last order in float32, and those in the usual order in float64. The order that images
 are given here must not cost digits that a loop has, so :func:`in_any_order` takes PyTorch's place.
@@ -20,10 +21,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from snnfast._core import backend, ops
 from snnfast._core.modules import is_only_called
 from snnfast._core.order import in_order, order_of
-from snnfast._core.pytorch import not_compiled_alone
+from snnfast._core.pytorch import is_transformed, not_compiled_alone
 from snnfast._images.choice import has_numbers
 
-__all__ = ["batch_norm", "has_batch_statistics", "in_any_order", "is_pytorchs", "normalised", "of_batch"]
+__all__ = [
+    "batch_norm", "dense", "has_batch_statistics", "in_any_order", "is_pytorchs", "normalised", "of_batch",
+    "running_averages", "update",
+]  # fmt: skip
 
 _LEAST = 1 << 17
 """The fewest elements of a batch without time. With fewer, calls from Python cost more than the kernels save."""
@@ -64,7 +68,7 @@ def of_batch(
     if not takes_kernels and not _loses_digits(x):
         return call(x)
     layer._check_input_dim(x)  # type: ignore[no-untyped-call]
-    return batch_norm(x.unsqueeze(0), layer.weight, layer.bias, *_running(layer, 1), layer.eps).squeeze(0)
+    return batch_norm(x.unsqueeze(0), layer.weight, layer.bias, *running_averages(layer, 1), layer.eps).squeeze(0)
 
 
 def normalised(
@@ -78,10 +82,10 @@ def normalised(
     layer._check_input_dim(x[0])  # type: ignore[no-untyped-call]
     if by is None and x[0].numel() == x.shape[2]:
         raise ValueError(f"expected more than 1 value per channel when training, got a step of {tuple(x.shape[1:])}")
-    return batch_norm(x, layer.weight, layer.bias, *_running(layer, len(x)), layer.eps, by)
+    return batch_norm(x, layer.weight, layer.bias, *running_averages(layer, len(x)), layer.eps, by)
 
 
-def _running(layer: _BatchNorm, steps: int) -> tuple[Tensor | None, Tensor | None, float | Tensor]:
+def running_averages(layer: _BatchNorm, steps: int) -> tuple[Tensor | None, Tensor | None, float | Tensor]:
     """The running averages that so many steps change, and their momentum. The layer counts the steps."""
     momentum: float | Tensor = 0.0 if layer.momentum is None else layer.momentum
     if not (layer.training and layer.track_running_stats and layer.running_mean is not None):
@@ -108,17 +112,20 @@ def batch_norm(
     repeats = not varies and steps > 1 and isinstance(x.stride(0), int) and x.stride(0) == 0
     if repeats:
         x = x[:1]
-    if by is not None or not _takes_kernels(x, weight, bias):
+    y: Tensor
+    if by is None and _has_large_steps(x):
+        y, mean, variance = _EachStep.apply(dense(x), weight, bias, eps)
+    elif by is not None or not _takes_kernels(x, weight, bias):
         like = running_mean if running_mean is None or isinstance(running_mean, Tensor) else running_mean[0]
         y, mean, variance = _by_pytorch(x, weight, bias, like, eps, by or _batch_norm)
     else:
-        y, mean, variance = torch.ops.snnfast.batch_norm_forward(_dense(x), weight, bias, eps)
+        y, mean, variance = torch.ops.snnfast.batch_norm_forward(dense(x), weight, bias, eps)
         n = x.numel() // (x.shape[0] * x.shape[2])
         variance = variance * (n / (n - 1))  # that of the running average is unbiased
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
-            _update(running_mean, mean, momentum, steps)
-            _update(running_var, variance, momentum, steps)
+            update(running_mean, mean, momentum, steps)
+            update(running_var, variance, momentum, steps)
     return y.expand(steps, *y.shape[1:]) if repeats else y
 
 
@@ -132,7 +139,7 @@ def _takes_kernels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> boo
     )
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     """A copy, or ``x`` itself, with steps in one of the two orders in memory that the kernels take."""
     return x if x.movedim(2, -1).is_contiguous() else x.contiguous()
 
@@ -144,7 +151,7 @@ def _like(y: Tensor, x: Tensor) -> Tensor:
     return in_order(y, order_of(x.stride()))
 
 
-def _update(
+def update(
     running: Tensor | Sequence[Tensor],
     found: Tensor,  # [T, C], or [1, C] if it is the same at every step
     momentum: float | Tensor,
@@ -281,6 +288,58 @@ def _backward_by_pytorch(
     saved = mean.detach().flatten(), (variance.detach() + eps).rsqrt().flatten()  # their derivative is in PyTorch's
     of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(*given, *saved, True, eps, [True] * 3)
     return _steps(of_x, x), of_weight.view(T, C), of_bias.view(T, C)
+
+
+# ---- by PyTorch, on CUDA: a call for each step, which writes a row of the result
+
+
+_LEAST_OF_STEP = 1 << 20
+"""From so many elements on, a launch for each step costs less than to copy all steps, forward and backward."""
+
+
+def _has_large_steps(x: Tensor) -> bool:
+    plain = x.device.type == "cuda" and type(x) is Tensor and not torch.compiler.is_compiling() and not is_transformed()
+    return plain and len(x) > 1 and x[0].numel() >= _LEAST_OF_STEP
+
+
+class _EachStep(torch.autograd.Function):
+    """The output, and the mean and unbiased variance of each step ``[T, C]``. No step is copied."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+        y = torch.empty_like(x)
+        shape, dtype = (x.shape[0], x.shape[2]), ops.opmath_dtype(x.dtype)
+        mean, inverse, found_mean, found_variance = x.new_zeros((4, *shape), dtype=dtype)
+        for t, step in enumerate(x):
+            given = step, _of_step(weight, t), _of_step(bias, t), found_mean[t], found_variance[t]
+            into = {"out": y[t], "save_mean": mean[t], "save_invstd": inverse[t]}
+            torch.ops.aten.native_batch_norm.out(*given, True, 1.0, eps, **into)
+        ctx.save_for_backward(x, weight, bias, mean, inverse)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(found_mean, found_variance)
+        return y, found_mean, found_variance
+
+    @staticmethod
+    @not_compiled_alone
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
+        x, weight, bias, mean, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            variance = inverse.pow(-2) - ctx.eps
+            of_x, of_weight, of_bias = _backward_by_pytorch(grad, x, weight, mean, variance, ctx.eps)
+        else:
+            of_x, of_weight, of_bias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
+            for t, step in enumerate(x):
+                given = grad[t], step, _of_step(weight, t), None, None, mean[t], inverse[t], True, ctx.eps, [True] * 3
+                for row, found in zip(
+                    (of_x[t], of_weight[t], of_bias[t]), torch.ops.aten.native_batch_norm_backward(*given), strict=True
+                ):
+                    if found is not None:
+                        row.copy_(found)
+        return of_x, _of_parameter(of_weight, weight), _of_parameter(of_bias, bias), None
+
+
+def _of_step(parameter: Tensor | None, t: int) -> Tensor | None:
+    return parameter if parameter is None or parameter.dim() == 1 else parameter[t]
 
 
 # ---- by the kernels

@@ -7,6 +7,7 @@ from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from snnfast._core import watch
@@ -15,6 +16,7 @@ from snnfast._core.settings import check_flag
 from snnfast._images.batch_norm import has_batch_statistics, normalised
 from snnfast._images.channels_last import Order, keeps_order
 from snnfast._unroll.checks import check_reduce
+from snnfast._unroll.normed import spikes_behind
 from snnfast._unroll.ragged import check_steps
 from snnfast.networks.checkpoint import State, check_part, in_parts
 from snnfast.networks.over_time import (
@@ -60,6 +62,9 @@ class MultiStep(nn.Sequential):
       apply to modules with hooks, nor to spikes that ``return_spikes`` asks for.
     - float32 ``nn.Conv2d`` layers, and the pooling and neurons behind them, run in channels_last order. The result of a
       call, and the input of a module of your own or of a layer with a hook, have the memory format of the input.
+
+    On CUDA, a batch normalisation in training and the :class:`Leaky` behind it, which is not the last layer, run as one
+    for up to 16 steps. Its rounding differs from PyTorch's, so that now and then a spike differs.
 
     Args:
         *layers: Modules in order of application, or one ``OrderedDict`` of them. The layers of a nested
@@ -392,6 +397,8 @@ class _Pass:
                 x, num_steps = self.neuron(layer, x, num_steps, linear=linear)[0], None
             elif isinstance(layer, Residual):
                 x, num_steps = self.residual(layer, x, num_steps)
+            elif (spk := self._normed(layer, rest, x, num_steps)) is not None:
+                x = spk
             elif has_unroll(layer):
                 x = x if num_steps is None else x.expand(num_steps, *x.shape)
                 x, num_steps = unrolled(layer, x, self.lengths), None
@@ -402,6 +409,22 @@ class _Pass:
                 call = call or self.order.to_call(layer, x, num_steps is not None)
                 x = over_time(layer, call, x, num_steps)
         return x, num_steps
+
+    def _normed(self, layer: nn.Module, rest: list[nn.Module], x: Tensor, num_steps: int | None) -> Tensor | None:
+        """The spikes of a batch normalisation and the neurons behind it, which leave ``rest``; ``None``: one by one."""
+        neurons = rest[0] if rest else None
+        if num_steps is not None or not isinstance(layer, _BatchNorm) or not isinstance(neurons, SpikingLayer):
+            return None
+        starts = self.states is None or self.states[self.number] is None
+        if not starts or self.return_states or self.lengths is not None or watch.watchers:
+            return None
+        spk = spikes_behind(layer, neurons, x, self.batch_norm_over_time)
+        if spk is not None:
+            del rest[0]
+            self.number += 1
+            if self.return_spikes:
+                self.spikes.append(self.order.shown(spk))
+        return spk
 
     def _of_each_step(self, layer: nn.Module, x: Tensor, num_steps: int | None) -> Callable[[Tensor], Tensor] | None:
         """The call of a normalisation that takes its statistics from each step; ``None`` for any other layer."""

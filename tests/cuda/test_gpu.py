@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import norm_checks
 import pytest
 import torch
 import training_steps
@@ -97,6 +98,16 @@ def test_every_kernel_has_the_results_of_the_cpu(name: str) -> None:
         assert_bits_equal(found[0], wanted[0], str(call))
         for a, b in zip(found[1:], wanted[1:], strict=True):
             assert_close(a.cpu(), b, RELATIVE[call[3]], str(call))
+
+
+@pytest.mark.parametrize("dtype", norm_checks.DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("layout", ["usual", "channels_last"])
+def test_neurons_behind_a_batch_normalisation(layout: str, dtype: torch.dtype) -> None:
+    """All of these kernels, too, at few neurons and at many."""
+    for steps, shape in ((4, (16, 64, 16, 16)), (4, (3, 5, 7, 7)), (7, (8, 6, 9, 9)), (16, (4, 40, 16, 16))):
+        x = norm_checks.images(steps, shape, dtype, layout)
+        for over_time in (False, True):
+            norm_checks.check(x.to(CARD), norm_checks.norm_of(x).to(CARD), over_time)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])

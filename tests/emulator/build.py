@@ -62,7 +62,10 @@ def _driver() -> Source:
     return Source(HERE / "driver.cpp", "driver", setup.of_all_neurons())
 
 
-OPS = [*_kernels(), *_sources_of_ops(), Source(HERE / "hooks.cpp", "hooks", [])]
+OPS = [
+    *_kernels(), *_sources_of_ops(), Source(ROOT / "csrc/op/norm_ops.cpp", "norm_ops", []),
+    Source(HERE / "hooks.cpp", "hooks", []),
+]  # fmt: skip
 PROGRAMS = {"planted": [Source(HERE / "planted/main.cpp", "main", [])], "driver": [*_kernels(), _driver()]}
 
 

@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <vector>
 
+#include "../../csrc/op/norm.h"
 #include "../../csrc/op/problem.h"
 #include "emulator.h"
 #include "poison.h"
@@ -149,6 +150,61 @@ void forward_and_backward(Problem<Neuron> problem, bool record) {
   }
 }
 
+// Batch normalisation and the neurons behind it.
+template <typename Neuron>
+void norm_forward_and_backward(DType type, int64_t T, snnfast::Norm norm) {
+  const int64_t N = norm.B * norm.C * norm.S, rows = norm.rows_of(T), channels = rows * norm.C;
+  Memory x = Memory::input(type, T * N), numbers(DType::kFloat, channels * snnfast::kNormNumbers);
+  Memory variance(DType::kFloat, channels), weight = Memory::input(DType::kFloat, norm.C);
+  Memory sums(DType::kDouble, norm.plan(T, norm.fits_vectors(T)));
+  norm.partial_sums = sums.data();
+  snnfast::Statistics statistics{};
+  statistics.dtype = type;
+  statistics.T = T;
+  statistics.N = N;
+  statistics.x = x.data();
+  statistics.weight = static_cast<const float*>(weight.data());
+  statistics.eps = 1e-5;
+  statistics.numbers = static_cast<float*>(numbers.data());
+  statistics.variance = static_cast<float*>(variance.data());
+  statistics.norm = norm;
+  expect_success(snnfast::cuda::norm_statistics(statistics, nullptr));
+  numbers.expect_written("the numbers of the channels");
+  variance.expect_written("the variance");
+
+  Problem<Neuron> problem{};
+  problem.dtype = type;
+  problem.rule = {snnfast::Reset::kSubtract, true};
+  problem.T = T;
+  problem.N = N;
+  problem.x = x.data();
+  for (auto& parameter : problem.parameters) parameter.value = 0.5;
+  Memory spk(type, T * N), grad_spk = Memory::input(type, T * N), grad_x(type, T * N);
+  snnfast::ForwardNorm<Neuron> forward{};
+  static_cast<Problem<Neuron>&>(forward) = problem;
+  forward.norm = norm;
+  forward.numbers = statistics.numbers;
+  forward.spk = spk.data();
+  expect_success(snnfast::cuda::norm_forward(forward, nullptr));
+  spk.expect_written("spk");
+
+  Memory of_channels(DType::kDouble, 2 * channels), through(DType::kFloat, 2 * channels);
+  snnfast::BackwardNorm<Neuron> backward{};
+  static_cast<Problem<Neuron>&>(backward) = problem;
+  backward.norm = norm;
+  backward.numbers = statistics.numbers;
+  backward.grad_spk = grad_spk.data();
+  backward.grad_spk_stride = N;
+  backward.surrogate = snnfast::SurrogateKind::kATan;
+  backward.coefficients = snnfast::ATan::coefficients(2.0, 0.0);
+  backward.grad_x = grad_x.data();
+  backward.sums = static_cast<double*>(of_channels.data());
+  backward.through = static_cast<float*>(through.data());
+  expect_success(snnfast::cuda::norm_backward(backward, nullptr));
+  of_channels.expect_written("the gradients of the weight and the bias");
+  grad_x.expect_written("the gradient of x");
+}
+
 // Full vectors in several blocks, single neurons, and the tail of a block; steps on both sides of a chunk. Backward
 // with time shared out among warps: a block of one neuron beside a full one, warps without a chunk, and with several.
 struct Shape {
@@ -186,6 +242,37 @@ int run(unsigned seed, unsigned seeds) {
   return cases;
 }
 
+// Vectors of a channel and of a pixel, single neurons, several blocks to a channel, and groups of channels in blocks.
+struct NormShape {
+  int64_t B, C, S;
+  bool channels_last, over_time;
+};
+constexpr NormShape kNorms[] = {
+    {3, 8, 400, false, false},
+    {3, 150, 30, true, false},
+    {3, 5, 49, false, true},
+    {200, 3, 1, true, true},
+};
+
+int run_norms() {
+  int cases = 0;
+  for (const DType dtype : {DType::kFloat, DType::kHalf, DType::kBFloat16}) {
+    for (const auto& [B, C, S, channels_last, over_time] : kNorms) {
+      snnfast::Norm norm{};
+      norm.B = B;
+      norm.C = C;
+      norm.S = S;
+      norm.channels_last = channels_last;
+      norm.over_time = over_time;
+      for (const int64_t T : {3, 4, 11}) {
+        norm_forward_and_backward<snnfast::Leaky>(dtype, T, norm);
+        ++cases;
+      }
+    }
+  }
+  return cases;
+}
+
 template <typename... Neurons>
 int run_all(unsigned seed, unsigned seeds) {
   return (run<Neurons>(seed, seeds) + ...);
@@ -200,6 +287,7 @@ int main(int count, char** arguments) {
   for (unsigned seed = 0; seed < kSeeds; ++seed) {
     emulator::set_seed(seed);
     cases += run_all<SNN_NEURONS>(seed, seeds);
+    if (seed < seeds) cases += run_norms();
   }
   std::printf("driver: %d forward and backward passes\n", cases);
 }

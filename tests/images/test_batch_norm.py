@@ -112,6 +112,27 @@ def test_with_every_option(options: dict[str, Any], backend: str) -> None:
         assert_is_the_loop(layer, x, 2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+def test_a_call_for_each_large_step_is_the_loop(
+    layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA. It writes the rows of the results, and a second derivative is PyTorch's."""
+    x = steps_of(SHAPES["image"], layout, dtype)
+    layer = layer_of(SHAPES["image"])
+    layer = layer.double() if dtype == torch.float64 else layer
+    assert not batch_norm_module._has_large_steps(x)
+    monkeypatch.setattr(batch_norm_module, "_has_large_steps", lambda x: True)
+    assert_is_the_loop(layer, x, {torch.float32: 5e-6, torch.float64: 1e-12, torch.bfloat16: 4e-2}[dtype])
+    if dtype != torch.float64:
+        return
+    x, weights, found = x.requires_grad_(), torch.randn(x.shape, dtype=dtype), []
+    for call in (ours, loop):
+        grads = torch.autograd.grad(call(layer, x), [x, *layer.parameters()], weights, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in grads), [x, layer.weight]))
+    assert_all_close(found[0], found[1], 1e-10)
+
+
 @pytest.mark.needs_extension
 def test_one_call_of_pytorch_has_the_bits_of_the_loop() -> None:
     for shape in (SHAPES["image"], SHAPES["signal"], SHAPES["volume"]):

@@ -89,6 +89,8 @@ def records(architecture: str, disassembly: str, resources: Mapping[str, Resourc
     found = []
     for symbol, name in kernels.names(code).items():
         kernel, looped = code[symbol], code[symbol].longest_loop()
+        if kernels.unrolled(name):
+            looped = set(range(len(kernel.instructions)))
         accesses = memory.accesses(kernel, looped, kernels.access(name))
         divides = any(neuron in name for neuron in arithmetic.DIVIDING)
         roundings = arithmetic.fused(kernel) if name.startswith("forward") and not divides else []

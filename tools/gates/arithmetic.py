@@ -5,9 +5,9 @@ each addition, subtraction and product names its rounding, for then ptxas must n
 PTX ISA). Divisions stay whole there, so that this holds for the backward kernels as well, which decide spikes again but
 divide in the surrogate.
 
-The plain backward kernels fuse and approximate in the adjoint. There no comparison may depend on what was fused or
-approximated, through registers or shared memory, but for equality and for the bound of csrc/cuda/fused.cuh. So
-what decides a spike is rounded as everywhere.
+The plain backward kernels, and those behind a batch normalisation, fuse and approximate in the adjoint. There no
+comparison may depend on what was fused or approximated, through registers or shared memory, but for equality and for
+the bound of csrc/cuda/fused.cuh. So what decides a spike is rounded as everywhere.
 
 Machine code, of the forward kernels: no fused multiply-add of floating-point numbers at all. They divide integers only,
 for which the compiler takes none. In a backward kernel, and in a neuron that divides (``DIVIDING``), those of an exact
@@ -27,7 +27,7 @@ _CONSTANT = re.compile(r"\w+, -?RZ, RZ, ")
 _STATEMENT = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z]\w*)((?:\.[a-z0-9_:]+)+)\s+([^;]*);", re.MULTILINE)
 _REGISTER = re.compile(r"%[a-z]+\d+")
 _BOUND = "0f7E800000"  # 2^126
-_ADJOINT = "backward_plain"
+_ADJOINTS = ("backward_plain", "backward_norm")
 DIVIDING = ("IFNode",)
 """Neurons whose step divides floating-point numbers."""
 
@@ -39,7 +39,7 @@ def ptx_problems(ptx: str) -> dict[str, list[str]]:
     for symbol, text in zip(parts[1::2], parts[2::2], strict=True):
         kinds = sorted({(match[1], match[2]) for match in _INSTRUCTION.finditer(text)})
         problems = [(name, rest, why) for name, rest in kinds if (why := _ptx_problem(name, rest))]
-        if _ADJOINT in symbol:
+        if any(name in symbol for name in _ADJOINTS):
             problems = [(name, rest, why) for name, rest, why in problems if not _for_gradients(name, rest)]
         found[symbol] = [f"PTX {name}{rest}: {why}" for name, rest, why in problems] + inexact_decisions(text)
     return found

@@ -48,6 +48,11 @@ def steps(name: str) -> int | None:
     return None
 
 
+def unrolled(name: str) -> bool:
+    """Whether a kernel has all steps in registers, and so no loop over time."""
+    return "_norm<" in name
+
+
 def _arguments(name: str) -> tuple[str, int]:
     found = _ARGUMENTS.search(name)
     if found is None:

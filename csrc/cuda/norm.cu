@@ -1,0 +1,204 @@
+// Batch normalisation in training and the neuron behind it: kernels whose threads hold all steps of their neurons in
+// registers. Neither the normalised input nor a membrane is written. Statistics read the input once; forward reads it
+// once more and writes the spikes; backward reads input and gradient twice, to sum what the statistics of a channel
+// take off its gradients, and to write these.
+#include "norm.cuh"
+
+#include <algorithm>
+
+#include "../neurons/leaky.h"
+#include "fused.cuh"
+
+namespace snnfast::cuda {
+namespace norm {
+namespace {
+
+constexpr ResetRule kRule{Reset::kSubtract, true};
+
+template <typename P, typename S, int V, int kC, int kT>
+__global__ void __launch_bounds__(kThreads) statistics_norm_kernel(const P p) {
+  __shared__ double memory[2 * kT * kC][kThreads];
+  const int T = kT == kNormFew ? kT : static_cast<int>(p.T);
+  const Place<V, kC> place(p.norm);
+  double own[2 * kT * kC] = {};
+  if (place.there) {
+    Raw<S, V> x[kT];
+    request<S, V>(static_cast<const S*>(p.x) + place.first, p.N, T, x);
+#pragma unroll
+    for (int i = 0; i < kT * V; ++i) {
+      float values[V];
+      unpack(x[i / V], values);
+      double* const sums = own + 2 * (i / V * kC + i % kC);
+      const double value = values[i % V];
+      sums[0] += value;
+      sums[1] += value * value;
+    }
+  }
+  sum_channels<kC>(p.norm, T, own, memory, [&](int64_t at, int64_t channel, double sum, double squares, double share) {
+    const double mean = sum * share, apart = squares * share - mean * mean, variance = apart < 0 ? 0 : apart;
+    const double inverse = 1 / std::sqrt(variance + p.eps);
+    const double scale = p.weight != nullptr ? p.weight[channel] * inverse : inverse;
+    const double shift = (p.bias != nullptr ? p.bias[channel] : 0) - mean * scale;
+    store<kNormNumbers>(p.numbers + kNormNumbers * at, {scale, shift, mean, inverse});
+    p.variance[at] = static_cast<float>(variance);
+  });
+}
+
+template <typename Neuron, typename S, int V, int kC, int kT>
+__global__ void __launch_bounds__(kThreads) forward_norm_kernel(const ForwardNorm<Neuron> p) {
+  const int T = kT == kNormFew ? kT : static_cast<int>(p.T);
+  const Place<V, kC> place(p.norm);
+  if (!place.there) return;
+  Raw<S, V> x[kT];
+  Raw<float, 2> numbers[kC][kT];
+  request<S, V>(static_cast<const S*>(p.x) + place.first, p.N, T, x);
+  request(p.norm, p.numbers, kNormNumbers, place.channel, T, numbers);
+  plain::in_order();
+  float parameters[Neuron::kParameters], state[V][Neuron::kStates] = {};
+  plain::load_numbers<S, V>(p, 0, parameters);
+  S* spk = static_cast<S*>(p.spk) + place.first;
+#pragma unroll
+  for (int k = 0; k < kT; ++k) {
+    if (k >= T) break;
+    float y[V], spikes[V];
+    unpack(x[k], y);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      float of[2];
+      unpack(numbers[i % kC][k], of);
+      spikes[i] = Neuron::step(kRule, of[0] * y[i] + of[1], state[i], parameters).spk;
+    }
+    store<V>(spk, spikes);
+    plain::advance(spk, p.N);
+  }
+}
+
+// kWrite: the gradient of x is written; else the two sums of each channel are made that it needs.
+template <typename Neuron, typename S, int V, int kC, int kT, bool kWrite>
+__global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const BackwardNorm<Neuron> p) {
+  __shared__ double memory[kWrite ? 1 : 2 * kT * kC][kThreads];
+  const int T = kT == kNormFew ? kT : static_cast<int>(p.T);
+  const Place<V, kC> place(p.norm);
+  float own[2 * kT * kC] = {};
+  if (place.there) {
+    Raw<S, V> x[kT], gradients[kT];
+    Raw<float, kNormNumbers> numbers[kC][kT];
+    [[maybe_unused]] Raw<float, 2> through[kC][kT];
+    request<S, V>(static_cast<const S*>(p.x) + place.first, p.N, T, x);
+    request<S, V>(static_cast<const S*>(p.grad_spk) + place.first, p.grad_spk_stride, T, gradients);
+    request(p.norm, p.numbers, kNormNumbers, place.channel, T, numbers);
+    if constexpr (kWrite) request(p.norm, p.through, 2, place.channel, T, through);
+    plain::in_order();
+    float parameters[Neuron::kParameters], state[V][Neuron::kStates] = {};
+    float before[kT][V][Neuron::kStates], v[kT][V], carry[V][Neuron::kStates] = {};
+    plain::load_numbers<S, V>(p, 0, parameters);
+#pragma unroll
+    for (int k = 0; k < kT; ++k) {
+      float values[V];
+      unpack(x[k], values);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        float of[kNormNumbers];
+        unpack(numbers[i % kC][k], of);
+        plain::copy(before[k][i], state[i]);
+        v[k][i] = Neuron::step(kRule, of[0] * values[i] + of[1], state[i], parameters).v;
+      }
+    }
+    parameters[Neuron::kParameters - 1] *= p.rational.numerator;  // the height of a spike, which only gradients read
+    S* grad_x = plain::further(static_cast<S*>(p.grad_x), (T - 1) * p.N + place.first);
+#pragma unroll
+    for (int k = kT - 1; k >= 0; --k) {
+      if (k >= T) continue;
+      float values[V], spk[V], dx[V], none[Neuron::kStates];
+      fill(none, -0.0f);
+      unpack(x[k], values);
+      unpack(gradients[k], spk);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        float of[kNormNumbers], unused[Neuron::kParameters] = {};
+        unpack(numbers[i % kC][k], of);
+        const Given<float> given{spk[i], derivative(p.rational, v[k][i] - parameters[p.kThreshold]), true};
+        const float y = of[0] * values[i] + of[1], apart = values[i] - of[2];
+        const float dy =
+            Neuron::template adjoint<Fused>(kRule, y, before[k][i], v[k][i], given, none, parameters, carry[i], unused);
+        if constexpr (kWrite) {
+          float line[2];
+          unpack(through[i % kC][k], line);
+          dx[i] = Fused::multiply_add(of[0], dy, Fused::multiply_add(line[1], apart, line[0]));
+        } else {
+          float* const sums = own + 2 * (k * kC + i % kC);
+          sums[0] += dy;
+          sums[1] = Fused::multiply_add(dy, apart, sums[1]);
+        }
+      }
+      if constexpr (kWrite) {
+        store<V>(grad_x, dx);
+        plain::advance(grad_x, -p.N);
+      }
+    }
+  }
+  if constexpr (!kWrite) {
+    sum_channels<kC>(p.norm, T, own, memory, [&](int64_t at, int64_t, double sum, double apart, double share) {
+      float numbers[kNormNumbers];
+      load<kNormNumbers>(p.numbers + kNormNumbers * at, numbers);
+      const double scale = numbers[0], inverse = numbers[3];
+      p.sums[at] = sum;
+      p.sums[p.norm.rows_of(T) * p.norm.C + at] = apart * inverse;
+      store<2>(p.through + 2 * at, {-scale * sum * share, -scale * inverse * inverse * apart * share});
+    });
+  }
+}
+
+template <int V, int kC, int kT>
+struct Of {};
+
+// Calls f with an element, and with V, kC and kT of the kernel. The one for few steps is for no fewer.
+template <typename P, typename F>
+int visit(const P& p, F&& f) {
+  return visit_element<false>(p.dtype, [&](auto element) {
+    if (p.T > 8) return f(element, Of<1, 1, kMostNormSteps>{});
+    if (!p.norm.vectors) return f(element, Of<1, 1, 8>{});
+    return p.norm.channels_last ? f(element, Of<4, 4, kNormFew>{}) : f(element, Of<4, 1, kNormFew>{});
+  });
+}
+
+template <typename P>
+int launch_norm(void (*kernel)(P), bool sums, void* stream, const P& p) {
+  const int error = sums ? clear(p.norm.partial_sums, p.norm.groups * sizeof(double), stream) : 0;
+  return error != 0 ? error : launch_blocks(kernel, int64_t{p.norm.blocks} * p.norm.groups, kThreads, stream, p);
+}
+
+}  // namespace
+}  // namespace norm
+
+bool norm_wants_vectors(int64_t neurons, std::initializer_list<const void*> rows) {
+  return backward_wants_vectors(neurons, 4) && std::ranges::all_of(rows, [](auto row) { return is_aligned(row); });
+}
+
+int norm_statistics(const Statistics& p, void* stream) {
+  return norm::visit(p, [&]<typename S, int V, int kC, int kT>(S, norm::Of<V, kC, kT>) {
+    return norm::launch_norm(norm::statistics_norm_kernel<Statistics, S, V, kC, kT>, true, stream, p);
+  });
+}
+
+template <typename Neuron>
+int norm_forward(const ForwardNorm<Neuron>& p, void* stream) {
+  return norm::visit(p, [&]<typename S, int V, int kC, int kT>(S, norm::Of<V, kC, kT>) {
+    return norm::launch_norm(norm::forward_norm_kernel<Neuron, S, V, kC, kT>, false, stream, p);
+  });
+}
+
+template <typename Neuron>
+int norm_backward(BackwardNorm<Neuron> p, void* stream) {
+  p.rational = Rational::of(p.surrogate, p.coefficients);
+  return norm::visit(p, [&]<typename S, int V, int kC, int kT>(S, norm::Of<V, kC, kT>) {
+    const int error = norm::launch_norm(norm::backward_norm_kernel<Neuron, S, V, kC, kT, false>, true, stream, p);
+    if (error != 0 || p.grad_x == nullptr) return error;
+    return norm::launch_norm(norm::backward_norm_kernel<Neuron, S, V, kC, kT, true>, false, stream, p);
+  });
+}
+
+template int norm_forward<Leaky>(const ForwardNorm<Leaky>&, void*);
+template int norm_backward<Leaky>(BackwardNorm<Leaky>, void*);
+
+}  // namespace snnfast::cuda

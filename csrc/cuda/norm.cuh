@@ -1,0 +1,110 @@
+// Which neurons a thread has where channels are normalised, and sums over the neurons of each channel.
+#pragma once
+
+#include "../op/norm.h"
+#include "plain.cuh"
+
+namespace snnfast::cuda::norm {
+
+constexpr int kThreads = 1 << kLogNormThreads;
+
+// The V adjacent neurons of a thread: the first of them, and its channel, of kC that they have.
+template <int V, int kC>
+struct Place {
+  unsigned channel, first;
+  bool there;
+
+  __device__ __forceinline__ explicit Place(const Norm& q) {
+    const unsigned column = (blockIdx.x % q.groups << q.shift) + (threadIdx.x & ((1u << q.shift) - 1));
+    const unsigned row = blockIdx.x / q.groups * (kThreads >> q.shift) + (threadIdx.x >> q.shift);
+    there = column < q.columns && row < q.rows;
+    first = row / q.per * q.outer + row % q.per * V + column * q.inner;
+    channel = column * kC;
+  }
+};
+
+// Requests a row of each step. Behind the last one it is requested again, which costs no branch.
+template <typename S, int V, int kT>
+__device__ __forceinline__ void request(const S* row, int64_t stride, int T, Raw<S, V> (&rows)[kT]) {
+#pragma unroll
+  for (int k = 0; k < kT; ++k) {
+    rows[k] = get<S, V>(row);
+    plain::advance(row, k + 1 < T ? stride : 0);
+  }
+}
+
+// The same of `of` numbers of each channel, which has `size` of them.
+template <int of, int kC, int kT>
+__device__ __forceinline__ void request(const Norm& q, const float* numbers, int size, unsigned channel, int T,
+                                        Raw<float, of> (&rows)[kC][kT]) {
+  const int64_t stride = q.over_time ? 0 : q.C * size;
+#pragma unroll
+  for (int j = 0; j < kC; ++j)
+    request<float, of>(numbers + static_cast<int64_t>(channel + j) * size, stride, T, rows[j]);
+}
+
+// Adds up the rows of each column, in place, by halves. All threads share the work.
+template <int n>
+__device__ __forceinline__ void add_rows(double (*memory)[kThreads], int shift) {
+  __syncthreads();
+#pragma unroll 1
+  for (int log = kLogNormThreads - 1; log >= shift; --log) {
+    const int half = 1 << log;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < n << log; i += kThreads) {
+      double* const row = memory[i >> log] + (i & (half - 1));
+      row[0] += row[half];
+    }
+    __syncthreads();
+  }
+}
+
+// All threads of a block call this once with n numbers each, which are summed over the rows of each column in all
+// blocks. In the block of a column that is done last, f is called for its channels and the rows of their numbers, with
+// the two sums of each, and one over how many terms these have.
+template <int kC, int n, typename A, typename F>
+__device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own)[n], double (*memory)[kThreads],
+                                             F&& f) {
+  const int thread = static_cast<int>(threadIdx.x), group = static_cast<int>(blockIdx.x % q.groups);
+  const int column = thread & ((1 << q.shift) - 1), sums = n << q.shift;
+  auto* const counters = static_cast<unsigned*>(q.partial_sums);  // 0 at first
+  double* const partial = static_cast<double*>(q.partial_sums) + q.groups;
+#pragma unroll
+  for (int k = 0; k < n; ++k) memory[k][thread] = own[k];
+  add_rows<n>(memory, q.shift);
+#pragma unroll 1
+  for (int i = thread; i < sums; i += kThreads) {
+    partial[static_cast<int64_t>(blockIdx.x) * sums + i] = memory[i >> q.shift][i & ((1 << q.shift) - 1)];
+  }
+  __threadfence();
+  __syncthreads();
+  if (__syncthreads_or(thread == 0 && atomicAdd(counters + 2 * group, 1u) == q.blocks - 1) == 0) return;
+  __threadfence();
+#pragma unroll 1
+  for (int k = 0; k < n; ++k) {
+    double sum = 0;
+    const double* const at = partial + static_cast<int64_t>(group) * sums + (k << q.shift) + column;
+#pragma unroll 4
+    for (unsigned block = threadIdx.x >> q.shift; block < q.blocks; block += kThreads >> q.shift) {
+      sum += __ldcg(at + static_cast<int64_t>(block) * q.groups * sums);
+    }
+    memory[k][thread] = sum;
+  }
+  add_rows<n>(memory, q.shift);
+  const int rows = static_cast<int>(q.rows_of(T)), log = q.shift + (kC > 1 ? 2 : 0);
+#pragma unroll 1
+  for (int i = thread; i < rows << log; i += kThreads) {
+    const int row = i >> log, at = i & ((1 << log) - 1);
+    const int64_t channel = (static_cast<int64_t>(group) << log) + at;
+    if (channel >= q.C) continue;
+    double first = 0, second = 0;
+#pragma unroll 1
+    for (int k = row; k < T; k += rows) {
+      first += memory[2 * (k * kC + at % kC)][at / kC];
+      second += memory[2 * (k * kC + at % kC) + 1][at / kC];
+    }
+    f(row * q.C + channel, channel, first, second, 1 / static_cast<double>(q.B * q.S * (q.over_time ? T : 1)));
+  }
+}
+
+}  // namespace snnfast::cuda::norm

@@ -1,0 +1,96 @@
+// Batch normalisation in training and the neuron behind it, as the host hands both to the kernels of CUDA. A channel of
+// a step is normalised by y = scale * x + shift, a product and a sum that are rounded one after the other. The scale
+// and the shift follow from the mean and the variance of the channel in that step, or over time.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <initializer_list>
+
+#include "problem.h"
+
+namespace snnfast {
+
+// The numbers of a channel of a step: scale, shift, mean, and 1 / sqrt(variance + eps).
+inline constexpr int kNormNumbers = 4;
+// The kernels hold all steps of a call in registers. With so few steps, a thread may have several neurons.
+inline constexpr int kMostNormSteps = 16, kNormFew = 4;
+inline constexpr int kLogNormThreads = 7;  // of a block
+
+struct Norm {
+  int64_t B, C, S;     // samples, channels, and elements of a channel of a sample
+  bool channels_last;  // a step lies in memory as [B, S, C], and not as [B, C, S]
+  bool over_time;      // all steps together have the statistics, in place of each its own
+
+  // How threads share out the neurons. A step is a table whose columns are the channels, and a block takes some rows of
+  // some columns. In the usual order of images it takes one column, whose rows lie side by side in each image. In
+  // channels_last order adjacent threads have adjacent columns, and a thread of 4 neurons has 4 channels, which are one
+  // column then. All sums depend on this, and so on nothing but the shape and the memory layout.
+  bool vectors;  // a thread has 4 neurons
+  unsigned columns, rows;
+  int shift;              // a block takes 1 << shift columns
+  unsigned groups;        // of columns, each a block's
+  unsigned blocks;        // of a group
+  unsigned per;           // rows that lie side by side
+  unsigned outer, inner;  // elements from so many rows to the next, and from a column to the next
+  void* partial_sums;     // double, as many as plan() returns, whatever is in them; nullptr: nothing is summed
+
+  SNN_HD int64_t rows_of(int64_t T) const { return over_time ? 1 : T; }  // of the numbers
+
+  // Whether a thread could have 4 neurons: they lie in one channel, or in one pixel.
+  bool fits_vectors(int64_t T) const { return T == kNormFew && (channels_last ? C : S) % 4 == 0; }
+
+  // Shares out the neurons, and returns how many doubles the sums of a call take.
+  int64_t plan(int64_t T, bool with_vectors) {
+    vectors = with_vectors;
+    const int64_t V = vectors ? 4 : 1, samples = B * S;
+    columns = static_cast<unsigned>(channels_last ? C / V : C);
+    rows = static_cast<unsigned>(channels_last ? samples : samples / V);
+    per = static_cast<unsigned>(channels_last ? 1 : S / V);
+    outer = static_cast<unsigned>(channels_last ? C : C * S);
+    inner = static_cast<unsigned>(channels_last ? V : S);
+    shift = channels_last ? std::bit_width(std::min(columns, 32u) - 1) : 0;
+    groups = ((columns - 1) >> shift) + 1;
+    blocks = ((rows - 1) >> (kLogNormThreads - shift)) + 1;
+    const int64_t steps = T > 8 ? kMostNormSteps : vectors ? kNormFew : 8, channels = channels_last ? V : 1;
+    return groups * (1 + blocks * (2 * steps * channels << shift));
+  }
+};
+
+struct Statistics {
+  DType dtype;
+  int64_t T, N;         // steps, and elements of each
+  const void* x;        // [T, N]
+  const float* weight;  // [C]; nullptr: ones
+  const float* bias;    // [C]; nullptr: zeros
+  double eps;
+  Norm norm;
+  float* numbers;   // [T, C, kNormNumbers], or [1, ...] over time
+  float* variance;  // [T, C], or [1, C] over time; the sum of squares is divided by the number of samples
+};
+
+template <typename Neuron>
+struct ForwardNorm : Forward<Neuron> {
+  const float* numbers;  // as the statistics have them
+  Norm norm;
+};
+
+template <typename Neuron>
+struct BackwardNorm : Backward<Neuron> {
+  const float* numbers;  // as the statistics have them
+  Norm norm;
+  double* sums;    // [2, T, C], or [2, 1, C] over time: the gradients of the bias and of the weight
+  float* through;  // [T, C, 2], or [1, C, 2] over time: the gradient of x that passes through the statistics
+};
+
+namespace cuda {
+// Whether threads had better take 4 neurons each: there are many, and these rows are aligned.
+bool norm_wants_vectors(int64_t neurons, std::initializer_list<const void*> rows);
+int norm_statistics(const Statistics& problem, void* stream);
+template <typename Neuron>
+int norm_forward(const ForwardNorm<Neuron>& problem, void* stream);
+template <typename Neuron>
+int norm_backward(BackwardNorm<Neuron> problem, void* stream);
+}  // namespace cuda
+
+}  // namespace snnfast

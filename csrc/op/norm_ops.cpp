@@ -1,0 +1,164 @@
+// The ops of batch normalisation in training and the neuron behind it, of CUDA alone: their checks and outputs.
+// snnfast/_unroll/normed.py decides when they are called, and has their definition.
+#include "norm.h"
+
+#include <string>
+#include <tuple>
+
+#include <torch/csrc/stable/library.h>
+
+#include "../neurons/leaky.h"
+#include "tensors.h"
+
+namespace snnfast {
+
+#if defined(SNN_CUDA)
+namespace {
+
+// Returns how the steps of x [T, B, C, *] lie in memory.
+Norm described(const Tensor& x, const Layout& layout, bool over_time) {
+  CudaBackend::check_device(x);
+  STD_TORCH_CHECK(x.dim() >= 3 && x.numel() > 0, "x: expected [T, B, C, *], not empty");
+  STD_TORCH_CHECK(layout.T <= kMostNormSteps && layout.N < std::numeric_limits<int>::max(), "x: too large");
+  STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, "x: expected float32, float16 or bfloat16");
+  Norm norm{};
+  norm.B = x.size(1), norm.C = x.size(2), norm.S = layout.N / (norm.B * norm.C);
+  norm.over_time = over_time;
+  // Whether the dimensions lie in their order, or with the channels innermost.
+  const auto lies = [&](bool channels_last) {
+    int64_t stride = channels_last ? norm.C : 1;
+    for (size_t d = layout.step.size(); d-- > 0;) {
+      if (channels_last && d == 1) continue;
+      if (layout.step[d] > 1 && layout.strides[d] != stride) return false;
+      stride *= layout.step[d];
+    }
+    return !channels_last || norm.C == 1 || layout.strides[1] == 1;
+  };
+  norm.channels_last = lies(true);
+  STD_TORCH_CHECK(norm.channels_last || lies(false), "x: expected steps in the usual or in channels_last order");
+  return norm;
+}
+
+Tensor made(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  const Shape shape(sizes);
+  return CudaBackend::empty(like, shape, contiguous_strides(shape), dtype);
+}
+
+// Returns the numbers of a float32 tensor of this size.
+const float* numbers_of(const Tensor& t, const char* name, const Tensor& x, int64_t size) {
+  STD_TORCH_CHECK(
+      t.device() == x.device() && t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == size, name,
+      ": expected contiguous float32 numbers of the channels on the device of x");
+  return static_cast<const float*>(t.const_data_ptr());
+}
+
+// Shares out the neurons of a call that has these rows; returns how many doubles its sums take.
+template <typename P>
+int64_t plan(P& p, std::initializer_list<const void*> rows) {
+  return p.norm.plan(p.T, p.norm.fits_vectors(p.T) && cuda::norm_wants_vectors(p.N, rows));
+}
+
+template <typename Launch>
+void run(const Tensor& x, const char* name, Launch&& launch) {
+  const int error = CudaBackend::on_stream_of(x, launch);
+  STD_TORCH_CHECK(error == 0, "snnfast: the CUDA kernel ", name, " failed: ", cuda::error_string(error));
+}
+
+// Returns the scale, shift, mean and 1 / sqrt(variance + eps) of the channels at each step [T, C, 4], and their
+// variance [T, C]; both with one row over time.
+std::tuple<Tensor, Tensor> statistics(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
+                                      bool over_time) {
+  const Layout layout(x, true, x.size(0), Time::kSequence);
+  OpTensors<CudaBackend> tensors(x, layout, x.scalar_type());
+  Statistics p{};
+  p.dtype = dtype_of(x, "x");
+  p.norm = described(x, layout, over_time);
+  p.T = layout.T, p.N = layout.N, p.eps = eps;
+  p.x = tensors.read(x, "x", x.scalar_type(), p.T);
+  if (weight.has_value()) p.weight = numbers_of(*weight, "weight", x, p.norm.C);
+  if (bias.has_value()) p.bias = numbers_of(*bias, "bias", x, p.norm.C);
+  const int64_t rows = p.norm.rows_of(p.T);
+  const Tensor numbers = made(x, {rows, p.norm.C, kNormNumbers}, ScalarType::Float);
+  const Tensor variance = made(x, {rows, p.norm.C}, ScalarType::Float);
+  p.numbers = static_cast<float*>(numbers.mutable_data_ptr());
+  p.variance = static_cast<float*>(variance.mutable_data_ptr());
+  p.norm.partial_sums = tensors.scratch(ScalarType::Double, plan(p, {p.x}));
+  run(x, "norm_statistics", [&](void* stream) { return cuda::norm_statistics(p, stream); });
+  return {numbers, variance};
+}
+
+// What forward and backward have in common.
+template <typename Neuron, typename P>
+void describe(P& p, OpTensors<CudaBackend>& tensors, const Layout& layout, const Tensor& x, const Tensor& numbers,
+              const std::vector<Tensor>& parameters) {
+  p.dtype = dtype_of(x, "x");
+  p.norm = described(x, layout, numbers.dim() == 3 && numbers.size(0) == 1);
+  p.rule = {Reset::kSubtract, true};
+  p.T = layout.T, p.N = layout.N;
+  p.x = tensors.read(x, "x", x.scalar_type(), p.T);
+  p.numbers = numbers_of(numbers, "numbers", x, p.norm.rows_of(p.T) * p.norm.C * kNormNumbers);
+  STD_TORCH_CHECK(parameters.size() == Neuron::kParameters, "parameters: not those of ", Neuron::kName);
+  for (size_t k = 0; k < parameters.size(); ++k) {
+    p.parameters[k] = tensors.parameter(parameters[k], Neuron::kParameterNames[k]);
+    STD_TORCH_CHECK(p.parameters[k].uniform(), Neuron::kParameterNames[k], ": expected one number");
+  }
+}
+
+// Returns the spikes.
+template <typename Neuron>
+Tensor forward(const Tensor& x, const Tensor& numbers, const std::vector<Tensor>& parameters) {
+  const Layout layout(x, true, x.size(0), Time::kSequence);
+  OpTensors<CudaBackend> tensors(x, layout, x.scalar_type());
+  ForwardNorm<Neuron> p{};
+  describe<Neuron>(p, tensors, layout, x, numbers, parameters);
+  p.spk = tensors.make(x.scalar_type(), p.T);
+  plan(p, {p.x, p.spk});
+  run(x, "norm_forward", [&](void* stream) { return cuda::norm_forward(p, stream); });
+  return tensors.outputs[0];
+}
+
+// Returns the gradients of the bias and of the weight [2, T, C] in float64, with one row over time, and that of x if it
+// is needed.
+template <typename Neuron>
+std::vector<Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& numbers,
+                             const std::vector<Tensor>& parameters, int64_t surrogate, double p0, double p1,
+                             bool needs_x) {
+  const Layout layout(x, true, x.size(0), Time::kSequence);
+  OpTensors<CudaBackend> tensors(x, layout, x.scalar_type());
+  BackwardNorm<Neuron> p{};
+  describe<Neuron>(p, tensors, layout, x, numbers, parameters);
+  p.surrogate = static_cast<SurrogateKind>(surrogate);
+  STD_TORCH_CHECK(p.surrogate == SurrogateKind::kATan || (p.surrogate == SurrogateKind::kFastSigmoid && p0 >= 0),
+                  "surrogate: expected atan, or fast_sigmoid with a slope of 0 or more");
+  p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
+  p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
+  const int64_t rows = p.norm.rows_of(p.T);
+  tensors.outputs.push_back(made(x, {2, rows, p.norm.C}, ScalarType::Double));
+  p.sums = static_cast<double*>(tensors.outputs[0].mutable_data_ptr());
+  if (needs_x) p.grad_x = tensors.make(x.scalar_type(), p.T);
+  p.through = static_cast<float*>(tensors.scratch(ScalarType::Float, rows * p.norm.C * 2));
+  p.norm.partial_sums = tensors.scratch(ScalarType::Double, plan(p, {p.x, p.grad_spk, p.grad_x}));
+  run(x, "norm_backward", [&](void* stream) { return cuda::norm_backward(p, stream); });
+  return tensors.outputs;
+}
+
+}  // namespace
+#endif
+
+STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
+  m.def("norm_statistics(Tensor x, Tensor? weight, Tensor? bias, float eps, bool over_time) -> (Tensor, Tensor)");
+  m.def("leaky_norm_forward(Tensor x, Tensor numbers, Tensor[] parameters) -> Tensor");
+  m.def(
+      "leaky_norm_backward(Tensor grad, Tensor x, Tensor numbers, Tensor[] parameters, int surrogate, float p0, float "
+      "p1, bool needs_x) -> Tensor[]");
+}
+
+#if defined(SNN_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, SNN_CUDA_KEY, m) {
+  m.impl("norm_statistics", SNN_BOX(statistics));
+  m.impl("leaky_norm_forward", SNN_BOX(forward<Leaky>));
+  m.impl("leaky_norm_backward", SNN_BOX(backward<Leaky>));
+}
+#endif
+
+}  // namespace snnfast

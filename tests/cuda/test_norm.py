@@ -1,0 +1,286 @@
+"""Batch normalisation in training and the neurons behind it by one family of kernels, which CUDA alone has."""
+
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from emulator.build import set_seed, set_vector_minimum, take_launches
+from helpers import FIRST_SEED, assert_all_bits_equal, assert_all_close, assert_bits_equal
+from norm_checks import DTYPES, Shape, check, images, leaky, membranes, net_of, norm_of
+from torch import Tensor, nn
+
+import snnfast
+from snnfast import MultiStep, surrogate
+from snnfast._core import ops
+from snnfast._unroll import normed
+
+emulated = pytest.mark.parametrize(
+    "device", [pytest.param("emulated", marks=[pytest.mark.emulated, pytest.mark.needs_extension])], indirect=True
+)
+# Of a step, [B, C, *]: whole vectors of a channel and of a pixel, one of both, neither; one channel, one sample, one
+# value of each sample; several blocks to a channel, and several groups of channels in a block's columns.
+SHAPES: dict[str, Shape] = {
+    "vectors": (3, 8, 4, 4), "of pixels": (5, 4, 3, 3), "odd": (7, 5, 3, 3), "channel": (2, 1, 6, 7),
+    "sample": (1, 3, 8), "values": (9, 6), "tall": (3, 2, 40, 50), "wide": (2, 300, 3), "volume": (2, 4, 2, 2, 2),
+}  # fmt: skip
+
+
+def launched() -> list[str]:
+    return [launch.kernel for launch in take_launches()]
+
+
+def kernels(width: str, dtype: str = "float") -> list[str]:
+    """Those of a forward and a backward pass."""
+    each = f"<Leaky, {dtype}, {width}"
+    statistics = f"statistics_norm<Statistics, {dtype}, {width}>"
+    return [statistics, f"forward_norm{each}>", f"backward_norm{each}, false>", f"backward_norm{each}, true>"]
+
+
+def launched_by_check(x: Tensor, over_time: bool = False) -> list[str]:
+    take_launches()
+    check(x, norm_of(x), over_time)
+    return launched()[1:]  # the first is that of the test
+
+
+# ---- numbers
+
+
+@emulated
+@pytest.mark.parametrize("over_time", [False, True], ids=["each step", "over time"])
+@pytest.mark.parametrize("layout", ["usual", "channels_last"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_spikes_are_those_of_the_scale_and_the_shift(
+    name: str, layout: str, over_time: bool, device: torch.device
+) -> None:
+    shape = SHAPES[name]
+    by_pixel = layout == "channels_last" or len(shape) == 2
+    vectors = (shape[1] if by_pixel else torch.Size(shape[2:]).numel()) % 4 == 0
+    width = ("4, 4, 4" if by_pixel else "4, 1, 4") if vectors else "1, 1, 8"
+    x = images(4, shape, layout=layout)
+    assert launched_by_check(x, over_time) == kernels(width)
+
+
+@emulated
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+def test_of_any_number_of_steps(dtype: torch.dtype, device: torch.device) -> None:
+    kind = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "BFloat16"}[dtype]
+    for steps, layout, over_time in itertools.product(range(1, 17), ("usual", "channels_last"), (False, True)):
+        width = "1, 1, 16" if steps > 8 else "1, 1, 8"
+        if steps == 4:
+            width = "4, 4, 4" if layout == "channels_last" else "4, 1, 4"
+        x = images(steps, (2, 4, 2, 6), dtype, layout)
+        assert launched_by_check(x, over_time) == kernels(width, kind)
+
+
+@emulated
+def test_a_million_decisions(device: torch.device) -> None:
+    x = images(4, (8, 16, 48, 48))
+    assert x.numel() > 10**6
+    assert launched_by_check(x) == kernels("4, 1, 4")
+
+
+@emulated
+@pytest.mark.parametrize("over_time", [False, True], ids=["each step", "over time"])
+def test_statistics_are_those_of_float64(over_time: bool, device: torch.device) -> None:
+    for x in (
+        images(4, (3, 5, 8, 8)),
+        images(5, (6, 3)) + 1000,
+        torch.full((4, 3, 2, 8), 0.1),
+        torch.zeros(4, 3, 2, 8),
+    ):
+        norm = norm_of(x)
+        numbers, variance = ops.norm_ops.norm_statistics(x, norm.weight.data, norm.bias.data, norm.eps, over_time)
+        scale, shift = normed.affine(x, norm.weight, norm.bias, norm.eps, over_time)
+        dims = [d for d in range(x.dim()) if d != 2 and (d != 0 or over_time)]
+        var, mean = torch.var_mean(x.double(), dims, correction=0)
+        for found, wanted in zip((*numbers.unbind(-1)[:3], variance), (scale, shift, mean, var), strict=True):
+            torch.testing.assert_close(found, wanted.view(found.shape).float(), rtol=3e-7, atol=1e-10)
+
+
+@emulated
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"momentum": None}, {"momentum": 0.7, "eps": 0.1}], ids=str)
+@pytest.mark.parametrize("over_time", [False, True], ids=["each step", "over time"])
+def test_the_running_averages_are_those_of_pytorch(
+    options: dict[str, Any], over_time: bool, device: torch.device
+) -> None:
+    x = images(4, (3, 4, 4, 4))
+    norm = norm_of(x, **options)
+    other = copy.deepcopy(norm).double()
+    for _ in range(2):
+        take_launches()
+        net_of(norm, leaky(), over_time)(x)
+        assert len(launched()) == 2
+        for step in x.double().flatten(0, 1).unsqueeze(0) if over_time else x.double():
+            other(step)
+    assert_all_close([t.double() for t in norm.buffers()], [t.double() for t in other.buffers()], 1e-6)
+
+
+@emulated
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_numbers_that_are_none_stay_in_their_channel(value: float, device: torch.device) -> None:
+    x = images(4, (3, 4, 4, 4))
+    norm = norm_of(x)
+    clean = net_of(norm, leaky())(x)
+    x[2, 1, 3, 0, 0] = value
+    x.requires_grad_()
+    spk = net_of(norm, leaky())(x)
+    assert_bits_equal(spk, membranes(x, norm, over_time=False)[0])
+    assert_bits_equal(spk[:, :, :3], clean[:, :, :3])
+    grads = torch.autograd.grad(spk.square().sum(), [x, *norm.parameters()])
+    assert grads[0][:3, :, 3].isnan().all()
+    assert not grads[0][:, :, :3].isnan().any()
+    for grad in grads[1:]:
+        assert grad.isnan().tolist() == [False, False, False, True]
+
+
+@emulated
+def test_no_order_of_threads_or_blocks_changes_a_bit(device: torch.device) -> None:
+    for shape, layout in itertools.product(((3, 2, 20, 36), (5, 36, 3, 3)), ("usual", "channels_last")):
+        x = images(4, shape, layout=layout).requires_grad_()
+        norm, found = norm_of(x), []
+        for seed in range(4):
+            set_seed(seed)
+            spk = net_of(norm, leaky())(x)
+            found.append([spk, *torch.autograd.grad(spk.square().sum(), [x, *norm.parameters()])])
+        set_seed(FIRST_SEED)
+        for again in found[1:]:
+            assert_all_bits_equal(again, found[0])
+
+
+@emulated
+def test_few_neurons_have_a_thread_each(device: torch.device) -> None:
+    set_vector_minimum(-1)
+    try:
+        x = images(4, (2, 4, 4, 4))
+        assert launched_by_check(x) == kernels("1, 1, 8")
+    finally:
+        set_vector_minimum(1)
+
+
+@emulated
+def test_misaligned_and_strided_inputs_and_gradients(device: torch.device) -> None:
+    x = images(4, (2, 4, 4, 4))
+    norm = norm_of(x)
+    wanted = membranes(x, norm, over_time=False)[0]
+    misaligned = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+    for other in (misaligned, x.mT.contiguous().mT, x.repeat_interleave(2, -1)[..., ::2]):
+        other = other.detach().requires_grad_()
+        spk = net_of(norm, leaky())(other)
+        assert_bits_equal(spk, wanted)
+        of_rows = torch.autograd.grad((spk * torch.arange(4.0)).sum(), [other, *norm.parameters()], retain_graph=True)
+        dense = torch.arange(4.0).expand(x.shape).contiguous()
+        assert_all_close(of_rows, torch.autograd.grad(spk, [other, *norm.parameters()], dense), 1e-6)
+
+
+@emulated
+def test_a_second_derivative_is_that_of_the_definition(device: torch.device) -> None:
+    x = images(3, (2, 4, 4)).requires_grad_()
+    norm = norm_of(x)
+    how = normed._How(ops.NEURONS["leaky"], leaky()._options(), norm.eps, False)
+    found = []
+    for make in (
+        lambda: net_of(norm, leaky())(x),
+        lambda: normed.reference(how, x, norm.weight, norm.bias, leaky()._values()),
+    ):
+        first = torch.autograd.grad(make().square().sum(), [x, *norm.parameters()], create_graph=True)
+        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), [x, *norm.parameters()])])
+    assert_all_close(found[0], found[1], 1e-5)
+
+
+# ---- which calls take the kernels
+
+Call = Callable[[nn.Module, Tensor], Any]
+APART: dict[str, tuple[Callable[[], nn.Module], Call]] = {
+    "learned beta": (lambda: leaky(learn_beta=True), MultiStep.__call__),
+    "learned threshold": (lambda: leaky(learn_threshold=True), MultiStep.__call__),
+    "beta of each neuron": (lambda: leaky(beta=torch.linspace(0.5, 0.9, 4)), MultiStep.__call__),
+    "reset to zero": (lambda: leaky(reset_mechanism="zero"), MultiStep.__call__),
+    "immediate reset": (lambda: leaky(reset_delay=False), MultiStep.__call__),
+    "another surrogate": (lambda: leaky(spike_grad=surrogate.sigmoid()), MultiStep.__call__),
+    "a falling surrogate": (lambda: leaky(spike_grad=surrogate.fast_sigmoid(-1.0)), MultiStep.__call__),
+    "a state held": (lambda: leaky(init_hidden=True), MultiStep.__call__),
+    "another neuron": (lambda: snnfast.Synaptic(0.9, 0.8), MultiStep.__call__),
+    "17 steps": (leaky, lambda net, x: net(x.repeat(5, 1, 1, 1, 1)[:17])),
+    "no steps": (leaky, lambda net, x: net(x[:0])),
+    "constant": (leaky, lambda net, x: net(x[0], num_steps=4)),
+    "states": (leaky, lambda net, x: net(x, states=[torch.ones_like(x[0])])),
+    "return_states": (leaky, lambda net, x: net(x, return_states=True)[0]),
+    "lengths": (leaky, lambda net, x: net(x, lengths=torch.tensor([2, 4, 1]))),
+    "evaluation": (leaky, lambda net, x: net.eval()(x)),
+    "watched": (leaky, lambda net, x: watched(net, x)),
+}
+
+
+def watched(net: Any, x: Tensor) -> Any:
+    with snnfast.activity(net):
+        return net(x)
+
+
+@emulated
+@pytest.mark.parametrize("name", APART)
+def test_what_does_not_fit_runs_one_by_one(name: str, device: torch.device) -> None:
+    make, call = APART[name]
+    x = images(4, (3, 4, 4, 4))
+    net = net_of(norm_of(x), make())
+    take_launches()
+    call(net, x)
+    assert not any("norm" in kernel for kernel in launched())
+
+
+@emulated
+def test_a_norm_that_others_may_see_runs_by_itself(device: torch.device) -> None:
+    x = images(4, (3, 4, 4, 4))
+
+    class Own(nn.BatchNorm2d):
+        pass
+
+    hooked, seen = nn.BatchNorm2d(4), []
+    hooked.register_forward_hook(lambda *args: seen.append(args))
+    for norm in (Own(4), hooked):
+        take_launches()
+        net_of(norm, leaky())(x)
+        assert not any("norm" in kernel for kernel in launched())
+    take_launches()
+    MultiStep(nn.BatchNorm2d(4), nn.Identity(), leaky(), nn.Identity())(x)
+    MultiStep(nn.BatchNorm2d(4), leaky())(x)  # whose membranes are a result
+    with snnfast.use_backend("reference"):
+        net_of(nn.BatchNorm2d(4), leaky())(x)
+    net_of(nn.BatchNorm2d(4).double(), leaky())(x.double())
+    assert not any("norm" in kernel for kernel in launched())
+
+
+@emulated
+def test_other_results_of_a_network_are_as_before(device: torch.device) -> None:
+    """Its spikes, of each of its layers, and a neuron layer behind with a state that is given."""
+    x = images(4, (3, 4, 4, 4))
+    net = MultiStep(norm_of(x), leaky(), nn.Flatten(), nn.Linear(64, 3), leaky())
+    _, mem, spikes = net(x, states=[None, torch.ones(3, 3)], return_spikes=True)
+    assert_bits_equal(spikes[0], membranes(x, net[0], over_time=False)[0])
+    spk, expected = net[4].unroll(net[3](spikes[0].flatten(2)), torch.ones(3, 3))
+    assert_bits_equal(spikes[1], spk)
+    assert_bits_equal(mem, expected)
+
+
+@emulated
+def test_a_wrong_shape_is_pytorchs_error(device: torch.device) -> None:
+    with pytest.raises(ValueError, match="expected 4D input"):
+        net_of(nn.BatchNorm2d(4), leaky())(torch.rand(4, 3, 4, 5))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        net_of(nn.BatchNorm1d(4), leaky())(torch.rand(4, 1, 4))
+
+
+@emulated
+def test_without_gradients_only_the_spikes_are_made(device: torch.device) -> None:
+    x = images(4, (3, 4, 4, 4))
+    norm = norm_of(x)
+    take_launches()
+    with torch.no_grad():
+        spk = net_of(norm, leaky())(x)
+    assert launched() == kernels("4, 1, 4")[:2]
+    assert_bits_equal(spk, membranes(x, norm, over_time=False)[0])
+    take_launches()
+    net_of(norm, leaky())(x).sum().backward()  # nobody asks for the gradient of the input
+    assert launched() == kernels("4, 1, 4")[:3]
