@@ -15,6 +15,7 @@ __all__ = ["Engine"]
 
 _BLOCKS = 128  # multiprocessors of a large card; few neurons come in smaller blocks, so that all of them work
 _WARP = 32
+_LEAST = 98304  # neurons from which on two of each thread keep a large card busy, as in csrc/cuda
 
 
 class Engine:
@@ -22,10 +23,11 @@ class Engine:
 
     Args:
         kernel_of: ``(text, device)`` to the kernel, or ``NoKernelError``.
+        least: Neurons from which on a thread takes two of them in half precision.
     """
 
-    def __init__(self, kernel_of: Callable[[str, torch.device], Launch]) -> None:
-        self._kernel_of = kernel_of
+    def __init__(self, kernel_of: Callable[[str, torch.device], Launch], least: int = _LEAST) -> None:
+        self._kernel_of, self._least = kernel_of, least
 
     def parameters(self, code: Code, given: Sequence[Tensor]) -> list[Tensor]:
         """The parameters of the kernels, which compute what follows from them: each operator would be a launch."""
@@ -82,7 +84,7 @@ class Engine:
 
     def _run(
         self,
-        write: Callable[[Code, torch.dtype, Kinds], Source],
+        write: Callable[[Code, torch.dtype, Kinds, int], Source],
         code: Code,
         like: Tensor,
         series: Sequence[Tensor],
@@ -90,9 +92,12 @@ class Engine:
         arguments: Sequence[Tensor | int | float],
     ) -> None:
         kinds = tuple("numbers" if x.dim() == 1 else "rows" for x in series), tuple(_kind(p, like) for p in parameters)
-        key: Any = like.dtype, like.device, kinds, self
+        neurons = arguments[1]
+        assert isinstance(neurons, int)
+        width = self._width(like, neurons, arguments)
+        key: Any = like.dtype, like.device, kinds, width, self
         if key not in code.kernels:
-            source = write(code, like.dtype, kinds)
+            source = write(code, like.dtype, kinds, width)
             try:
                 code.kernels[key] = source.threads, self._kernel_of(source.text, like.device)
             except NoKernelError as error:  # and it is not tried again
@@ -100,13 +105,19 @@ class Engine:
         if isinstance(code.kernels[key], NoKernelError):
             raise code.kernels[key]
         threads, launch = code.kernels[key]
-        neurons = arguments[1]
-        assert isinstance(neurons, int)
-        while threads > _WARP and neurons < _BLOCKS * threads:
+        taken = neurons // width
+        while threads > _WARP and taken < _BLOCKS * threads:
             threads //= 2
-        if neurons > 0:
+        if taken > 0:
             values = [_pointer(a, like) if isinstance(a, Tensor) else a for a in arguments]
-            launch(-(-neurons // threads), threads, values)
+            launch(-(-taken // threads), threads, values)
+
+    def _width(self, like: Tensor, neurons: int, arguments: Sequence[Tensor | int | float]) -> int:
+        """How many neurons a thread takes: two of two bytes are an access of four, if their rows are aligned."""
+        if like.element_size() > 2 or neurons < self._least or neurons % 2 != 0:
+            return 1
+        rows = (a for a in arguments if isinstance(a, Tensor) and a.dtype == like.dtype)
+        return 1 if any(row.data_ptr() % 4 != 0 for row in rows) else 2
 
 
 def _rows(series: Sequence[Tensor]) -> list[Tensor | int]:

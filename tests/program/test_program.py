@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import random
 import re
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
@@ -40,7 +41,7 @@ from snnfast._program.engines import ENGINES
 from snnfast._program.instructions import NUMBERS
 from snnfast._program.nvrtc import Launch, NoKernelError
 from snnfast._program.run import Program
-from snnfast._program.source import backward_source
+from snnfast._program.source import CHECKPOINT, backward_source
 from snnfast._program.trace import trace
 from snnfast._unroll.graph import elementwise_step
 
@@ -391,21 +392,98 @@ def nvrtc() -> Any:
 def test_nvrtc_compiles_without_spills(
     dtype: torch.dtype, architecture: int, nvrtc: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In half precision for one neuron of a thread, and for two."""
     texts: list[str] = []
 
     def no_kernel(text: str, device: torch.device) -> Launch:
         texts.append(text)
         return lambda blocks, threads, arguments: None
 
-    monkeypatch.setitem(ENGINES, "cpu", Engine(no_kernel))
-    for kind in OWN if dtype == torch.float32 else OWN[3:5]:
-        layer, x = made(kind), torch.rand(18, 3, 37, dtype=dtype, requires_grad=True)
-        torch.autograd.grad(sum(r.sum() for r in layer.unroll(x) if r.requires_grad), x)
-    assert len(texts) >= 4
+    for least in (1, 1 << 40) if dtype.itemsize == 2 else (1,):
+        monkeypatch.setitem(ENGINES, "cpu", Engine(no_kernel, least))
+        for kind in OWN if dtype == torch.float32 else OWN[3:5]:
+            layer, x = made(kind), torch.rand(18, 2, 37, dtype=dtype, requires_grad=True)
+            torch.autograd.grad(sum(r.sum() for r in layer.unroll(x) if r.requires_grad), x)
+    assert len(texts) >= (8 if dtype.itemsize == 2 else 4)
     for text in texts:
         _, said = nvrtc.compile_text(text, architecture, "--ptxas-options=-v")
         assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in said, said
         assert int(re.findall(r"Used (\d+) registers", said)[0]) <= 128
+
+
+# Instructions of the longest loop for each neuron-step, forward and backward, with a few to spare for another NVRTC.
+COUNTS = {torch.float32: (15, 42), torch.float16: (13, 41), torch.bfloat16: (16, 48)}
+
+
+@pytest.mark.parametrize("dtype", COUNTS)
+def test_machine_code_of_a_step(
+    dtype: torch.dtype, nvrtc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of SoftLIF, on an H100: nothing is asked in a step, and what 16 steps read is loaded by 16 instructions."""
+    from tools.gates import sass
+    from tools.gates.__main__ import find
+
+    nvdisasm = find("nvdisasm")
+    if nvdisasm is None:
+        pytest.skip("there is no nvdisasm")
+    texts: list[str] = []
+
+    def no_kernel(text: str, device: torch.device) -> Launch:
+        texts.append(text)
+        return lambda blocks, threads, arguments: None
+
+    monkeypatch.setitem(ENGINES, "cpu", Engine(no_kernel, least=1))
+    x = torch.rand(18, 2, 37, dtype=dtype, requires_grad=True)
+    torch.autograd.grad(OWN[1]().unroll(x, record_mem=False)[0].sum(), x)
+    width = 1 if dtype == torch.float32 else 2
+    for text, most, loads in zip(texts, COUNTS[dtype], (16, 34), strict=True):
+        (tmp_path / "cubin").write_bytes(nvrtc.compile_text(text, 90)[0])
+        command = [nvdisasm, "-c", str(tmp_path / "cubin")]
+        (kernel,) = sass.parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        loop = [kernel.instructions[i].opcode.partition(".")[0] for i in kernel.longest_loop()]
+        assert loop.count("LDG") <= loads
+        assert len(loop) / CHECKPOINT / width <= most
+
+
+STEPS = (1, 3, 4, 15, 16, 17, 31, 32, 33, 35, 48, 50)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("kind", [OWN[1], OWN[5]], ids=lambda kind: kind.__name__)
+def test_steps_of_the_kernels_of_cuda(kind: Any, emulator: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every way through their loops; two neurons of a thread have the bits of one."""
+    from emulator.build import kernel_of
+
+    layer = made(kind)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for steps in STEPS:
+            x, found = torch.rand(steps, 2, 7, dtype=dtype).requires_grad_(), []
+            for engine in (ENGINES["cpu"], Engine(kernel_of), Engine(kernel_of, least=1)):
+                with monkeypatch.context() as patched:
+                    patched.setitem(ENGINES, "cpu", engine)
+                    results = layer.unroll(x)
+                    total = sum(r.float().square().sum() for r in results)
+                    found.append([*results, *torch.autograd.grad(total, [x, *layer.parameters()])])
+            for ours, one, two in zip(*found, strict=True):
+                assert_bits_equal(one, two)
+                if ours.dim() == x.dim():
+                    torch.testing.assert_close(one, ours, rtol=1e-4 if dtype == torch.float32 else 2e-2, atol=1e-4)
+
+
+@pytest.mark.emulated
+def test_rows_that_are_not_aligned_have_a_thread_for_each_neuron(
+    emulator: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emulator.build import kernel_of
+
+    layer, found, texts = made(OWN[1]), [], []
+    monkeypatch.setitem(ENGINES, "cpu", Engine(lambda text, device: texts.append(text) or kernel_of(text, device), 1))
+    x = torch.rand(20, 9, dtype=torch.float16)
+    for rows in (x[:, :8].contiguous(), torch.cat([x.new_zeros(1), x[:, :8].flatten()])[1:].view(20, 8), x[:, :7]):
+        found.append(layer.unroll(rows)[1])
+    assert_bits_equal(found[0], found[1])
+    assert_bits_equal(found[0][:, :7], found[2])
+    assert ["constexpr int V = 2;" in text for text in texts] == [True, False]
 
 
 TEXT = 'extern "C" __global__ void snnfast_program(float* x) { x[0] = x[1] * x[2] + x[3] / x[4]; }'
