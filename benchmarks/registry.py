@@ -65,7 +65,7 @@ class Case:
     """One workload: ``kind`` names what computes it, in :mod:`benchmarks.workloads` or :mod:`benchmarks.runner`."""
 
     suite: str
-    # layer, loop, recurrent, pair, product, norm, collection, compile, epoch, or a network
+    # layer, loop, recurrent, pair, product, norm, collection, public, compile, epoch, or a network
     kind: str
     T: int
     B: int
