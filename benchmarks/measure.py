@@ -137,6 +137,7 @@ def environment() -> str:
     settings = {
         name: " ".join(Path(part).name for part in value.replace(":", " ").split())
         for name, value in sorted(os.environ.items())
-        if name.startswith(("MALLOC_", "THP_", "OMP_", "LD_PRELOAD", "SNNFAST_")) and name != "SNNFAST_DATA"
+        if name.startswith(("MALLOC_", "THP_", "OMP_", "LD_PRELOAD", "SNNFAST_"))
+        and name not in ("SNNFAST_DATA", "SNNFAST_PUBLIC")
     }
     return " ".join(f"{name}={value}" for name, value in settings.items()) or "default"

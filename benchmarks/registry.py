@@ -66,7 +66,7 @@ class Case:
     """One workload: ``kind`` names what computes it, in :mod:`benchmarks.workloads` or :mod:`benchmarks.runner`."""
 
     suite: str
-    # layer, loop, recurrent, pair, product, norm, collection, sequence, compile, epoch, or a network
+    # layer, loop, recurrent, pair, product, norm, collection, sequence, public, compile, epoch, or a network
     kind: str
     T: int
     B: int

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import base, collection, report
+from . import base, collection, public, report
 from .bars import OF_ITSELF, Bar, gains_of, judge, judge_gains
 from .peers import PEERS
 from .peers.ours import LOOPED, NUMBERS, OURS, PRODUCTS
@@ -19,8 +19,11 @@ from .runner import FAILED, Row, run_case
 QUICK_SECONDS, SECONDS, GATE_SECONDS = 2.0, 5.0, 3.0
 ATTEMPTS = 6  # a neighbour of the machine may slow some of them down
 RESULTS = report.ROOT / "benchmarks" / "results"
-# Suites whose cases are made only where they are asked for, as these import snnTorch.
-ON_REQUEST = {"collection": (collection.cases, "programs after public code")}
+# Suites that need what is not part of the repository, and so run only where they are asked for.
+ON_REQUEST = {
+    "collection": (collection.cases, "programs after public code"),
+    "public": (public.cases, "benchmarks of others, as they are"),
+}
 
 Plan = Mapping[Case, Sequence[str]]
 
@@ -163,7 +166,10 @@ def measure(
     """A case and its bars, once more where one is missed; what held once, holds. A GPU has no bars yet."""
     bars: list[Bar] = []
     for attempt in range(args.attempts):
-        rows = run_case(case, peers, device, args.seconds, args.patience)
+        if case.kind == public.KIND:
+            rows = public.measure(case, peers, device)
+        else:
+            rows = run_case(case, peers, device, args.seconds, args.patience)
         report.print_case(case, rows)
         judged = judge(case, rows, peers, asked) if device.type == "cpu" else []
         bars = [old if old.verdict == "holds" else new for old, new in zip(bars or judged, judged, strict=True)]
@@ -180,6 +186,8 @@ def measure(
 
 def peers_of(case: Case, chosen: bool, device: torch.device) -> list[str]:
     """All that the device could run; those for another device would only be in the way."""
+    if case.kind == public.KIND:
+        return public.names_of(case)
     if not (chosen or case.peers):
         return [OURS]
     return [
@@ -198,6 +206,7 @@ def _header(plan: Plan, device: torch.device) -> dict[str, Any]:
     """Print it as well."""
     used = {name for names in plan.values() for name in names}
     header = report.header(device, [peer for peer in PEERS.values() if peer.name in used])
+    header["peers"] |= public.revisions([case for case in plan if case.kind == public.KIND])
     report.print_header(header)
     return header
 

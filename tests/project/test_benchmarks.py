@@ -18,12 +18,12 @@ from torch import Tensor
 
 import snnfast
 from benchmarks import __main__ as command_line
-from benchmarks import bars, collection, lengths, measure, once, report, run, runner
+from benchmarks import bars, collection, lengths, measure, once, public, report, run, runner
 from benchmarks.bars import FLOOR, SAVED
 from benchmarks.collection import products
 from benchmarks.gpu import training, workload
 from benchmarks.peers import PEERS, Peer
-from benchmarks.peers.ours import DENSE, LOOPED, NUMBERS, OURS, PRODUCTS, STEPS, WITH_LOSS
+from benchmarks.peers.ours import BACKEND, DENSE, LOOPED, NUMBERS, OURS, PRODUCTS, STEPS, SWAPPED, WITH_LOSS
 from benchmarks.peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from benchmarks.registry import NETWORKS, PAIR, TUTORIAL5, Case, case_named, suites
 from benchmarks.runner import Row
@@ -374,3 +374,74 @@ def test_batches_of_other_numbers_of_steps(monkeypatch: pytest.MonkeyPatch, caps
     rows = [line for line in second.splitlines() if " steps " in line]
     assert [line.split(" steps ")[0].split()[-1] for line in rows] == ["6", "7"]
     assert all(re.search(r"( +\d+\.\d+){5} of it", row) for row in rows)
+
+
+# ---- benchmarks of others
+
+
+STAND_INS = {
+    "jaxpike/benchmarks/__init__.py": "",
+    "jaxpike/benchmarks/torch_shd.py": """
+import sys
+def build(*args):
+    import torch
+    return torch.nn.Linear(2, 2)
+def main():
+    assert "--smoke" in sys.argv
+    library, nets = sys.argv[sys.argv.index("--library") + 1], [build(1), build(1)]
+    if library == "norse":
+        raise SystemExit("Norse is not there")
+    neurons = __import__(library)
+    ours = hasattr(neurons, "of_snnfast") or getattr(neurons, "Leaky", main).__module__.startswith("snnfast")
+    kept = nets[0] is nets[1] and nets[0]._compiled_call_impl is not None
+    print("  trial 0 (warm-up, discarded): 9.00 s")
+    for trial in (1, 2):
+        print(f"  trial {trial}: {2 - ours - 0.5 * kept:.2f} s")
+""",
+    "spikingjelly/spikingjelly/__init__.py": "",
+    "spikingjelly/benchmark/benchmark_train_backends.py": """
+import spikingjelly
+WARMUP, ITERS = 20, 100
+def main():
+    ours = hasattr(spikingjelly, "of_snnfast")
+    print(f"torch backend                   avg_step={25 - 5 * ours + ITERS:8.3f} ms  throughput=  1.0")
+    print("torch + torch.compile           failed (RuntimeError: it does not)")
+""",
+    "sparx/benchmarks/bench_lif.py": "print('  unroll=1      23.12 ms'); print('  folded over time         805.13 ms')",
+}
+
+
+def test_benchmarks_of_others_run_with_ours_put_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("snntorch")
+    monkeypatch.setenv(public.VARIABLE, str(tmp_path))
+    for case in public.cases():
+        assert {row.problem.partition(":")[0] for row in public.measure(case, [], CPU)} <= {
+            f"SNNFAST_PUBLIC has no {public.BENCHMARKS[case].name}"
+        }
+    for name, text in STAND_INS.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    rows = [{row.peer: row for row in public.measure(case, public.names_of(case), CPU)} for case in public.cases()]
+    assert all(next(iter(found)) == OURS for found in rows)
+    assert all(found[OURS].median > 0 and found[OURS].ratio == 1 for found in rows)
+    shd, images, scan, layers = ({name: row.median for name, row in found.items()} for found in rows)
+    assert shd.pop("Norse") is None
+    assert rows[0]["Norse"].problem == "failed: Norse is not there"
+    assert shd == {OURS: 1.0, LOOPED: 0.5, SWAPPED: 1.0, "SpikingJelly": 2.0, LOOP: 2.0}
+    assert rows[0][LOOP].repeats == 2
+    assert images == {OURS: 0.025, BACKEND: None, "SpikingJelly": 0.03, "SpikingJelly, compiled": None}
+    assert rows[1][BACKEND].problem == "failed: no time was printed"
+    assert (scan["sparx, unroll=1"], scan["sparx, unroll=2"]) == (0.02312, None)
+    assert layers["sparx, folded over time"] == 0.80513
+
+
+def test_a_benchmark_of_others_is_a_table_and_a_file(tmp_path, monkeypatch, capsys):
+    row = runner.Row(public.cases()[0].name, OURS, median=0.5, low=0.4, high=0.6, repeats=2, ratio=1.0)
+    monkeypatch.setattr(public, "measure", lambda case, names, device: [row])
+    file = tmp_path / "run.json"
+    assert command_line.main(["run", "--suite", "public", "--case", "jaxpike", "--json", str(file)]) == 0
+    assert report.load(file)["rows"][0].median == 0.5
+    printed = capsys.readouterr().out
+    assert "jaxpike unknown" in printed
+    assert "500.000" in printed
