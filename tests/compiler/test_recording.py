@@ -432,6 +432,26 @@ def test_a_profiler_that_holds_tensors_changes_nothing() -> None:
         a.sum().backward(retain_graph=True)
 
 
+def test_a_hook_that_keeps_a_few_membranes_keeps_no_record() -> None:
+    trace: list[Tensor] = []
+
+    def look(layer: nn.Module, inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
+        trace.append(outputs[1][0, :2].detach().clone())
+
+    net, x, found = Net(), currents(40), []
+    for looked_at in (copy.deepcopy(net), snnfast.compile(net, by="recording")):
+        looked_at.lif1.register_forward_hook(look)
+        for _ in range(3):
+            trace.clear()
+            looked_at(x)
+        found.append(torch.stack(trace))
+    assert torch.equal(*found)
+    assert found[0].shape == (40, 2)
+    assert found[0].any()
+    assert trace[0].untyped_storage().nbytes() <= 40 * 2 * 4
+    assert any(line.startswith("40 steps of leaky: one unroll") for line in snnfast.explain(net, x).graphs[0].merged)
+
+
 def test_a_loop_with_names_for_the_profiler_is_one_graph() -> None:
     def loop(x: Tensor) -> Tensor:
         with torch.profiler.record_function("loop"):
