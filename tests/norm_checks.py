@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import snnfast
 from snnfast import MultiStep
 from snnfast._core import ops
-from snnfast._unroll import normed
+from snnfast._core.order import dense_steps
 from snnfast.reference import lif
 
 DTYPES = (torch.float32, *HALVES)
@@ -49,7 +49,7 @@ def net_of(norm: nn.Module, neurons: nn.Module, over_time: bool = False) -> Mult
 def membranes(x: Tensor, norm: Any, over_time: bool) -> tuple[Tensor, Tensor]:
     """The spikes and the membranes of a scale and a shift that are those of the kernels, bit for bit."""
     wide = (None if t is None else t.detach().float() for t in (norm.weight, norm.bias))
-    numbers, _ = ops.norm_ops.norm_statistics(normed.dense(x.detach()), *wide, norm.eps, over_time)
+    numbers, _ = ops.norm_ops.norm_statistics(dense_steps(x.detach()), *wide, norm.eps, over_time)
     scale, shift = (t.view(len(t), 1, -1, *(1,) * (x.dim() - 3)) for t in numbers.cpu().unbind(-1)[:2])
     spk, mem = lif(scale * x.detach().cpu().float() + shift, beta=BETA, threshold=THRESHOLD)
     return spk.to(x.dtype), mem

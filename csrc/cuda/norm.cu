@@ -54,8 +54,9 @@ __global__ void __launch_bounds__(kThreads) forward_norm_kernel(const ForwardNor
   request<S, V>(static_cast<const S*>(p.x) + place.first, p.N, T, x);
   request(p.norm, p.numbers, kNormNumbers, place.channel, T, numbers);
   plain::in_order();
-  float parameters[Neuron::kParameters], state[V][Neuron::kStates] = {};
+  float parameters[Neuron::kParameters], state[V][Neuron::kStates];
   plain::load_numbers<S, V>(p, 0, parameters);
+  load_initial(p, place.first, state);
   S* spk = static_cast<S*>(p.spk) + place.first;
 #pragma unroll
   for (int k = 0; k < kT; ++k) {
@@ -70,6 +71,9 @@ __global__ void __launch_bounds__(kThreads) forward_norm_kernel(const ForwardNor
     }
     store<V>(spk, spikes);
     plain::advance(spk, p.N);
+  }
+  for (int s = 0; s < Neuron::kStates; ++s) {
+    if (p.last[s] != nullptr) store_row(static_cast<float*>(p.last[s]) + place.first, s, state);
   }
 }
 
@@ -89,9 +93,13 @@ __global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const Backwa
     request(p.norm, p.numbers, kNormNumbers, place.channel, T, numbers);
     if constexpr (kWrite) request(p.norm, p.through, 2, place.channel, T, through);
     plain::in_order();
-    float parameters[Neuron::kParameters], state[V][Neuron::kStates] = {};
+    float parameters[Neuron::kParameters], state[V][Neuron::kStates];
     float before[kT][V][Neuron::kStates], v[kT][V], carry[V][Neuron::kStates] = {};
     plain::load_numbers<S, V>(p, 0, parameters);
+    load_initial(p, place.first, state);
+    for (int s = 0; s < Neuron::kStates; ++s) {
+      if (p.grad_last[s] != nullptr) load_row(static_cast<const float*>(p.grad_last[s]) + place.first, s, carry);
+    }
 #pragma unroll
     for (int k = 0; k < kT; ++k) {
       float values[V];
@@ -135,6 +143,9 @@ __global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const Backwa
         store<V>(grad_x, dx);
         plain::advance(grad_x, -p.N);
       }
+    }
+    for (int s = 0; kWrite && s < Neuron::kStates; ++s) {
+      if (p.grad_initial[s] != nullptr) store_row(static_cast<float*>(p.grad_initial[s]) + place.first, s, carry);
     }
   }
   if constexpr (!kWrite) {

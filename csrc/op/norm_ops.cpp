@@ -90,13 +90,15 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x, const MaybeTensor& weight
 // What forward and backward have in common.
 template <typename Neuron, typename P>
 void describe(P& p, OpTensors<CudaBackend>& tensors, const Layout& layout, const Tensor& x, const Tensor& numbers,
-              const std::vector<Tensor>& parameters) {
+              const MaybeTensor& state, const std::vector<Tensor>& parameters) {
+  static_assert(Neuron::kStates == 1);
   p.dtype = dtype_of(x, "x");
   p.norm = described(x, layout, numbers.dim() == 3 && numbers.size(0) == 1);
   p.rule = {Reset::kSubtract, true};
   p.T = layout.T, p.N = layout.N;
   p.x = tensors.read(x, "x", x.scalar_type(), p.T);
   p.numbers = numbers_of(numbers, "numbers", x, p.norm.rows_of(p.T) * p.norm.C * kNormNumbers);
+  p.initial[0] = tensors.read(state, Neuron::kStateNames[0], tensors.opmath, kNoRows, /*cast=*/true);
   STD_TORCH_CHECK(parameters.size() == Neuron::kParameters, "parameters: not those of ", Neuron::kName);
   for (size_t k = 0; k < parameters.size(); ++k) {
     p.parameters[k] = tensors.parameter(parameters[k], Neuron::kParameterNames[k]);
@@ -104,40 +106,45 @@ void describe(P& p, OpTensors<CudaBackend>& tensors, const Layout& layout, const
   }
 }
 
-// Returns the spikes.
+// Returns the spikes, and if `last` is set the state after the last step.
 template <typename Neuron>
-Tensor forward(const Tensor& x, const Tensor& numbers, const std::vector<Tensor>& parameters) {
+std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeTensor& state,
+                            const std::vector<Tensor>& parameters, bool last) {
   const Layout layout(x, true, x.size(0), Time::kSequence);
   OpTensors<CudaBackend> tensors(x, layout, x.scalar_type());
   ForwardNorm<Neuron> p{};
-  describe<Neuron>(p, tensors, layout, x, numbers, parameters);
+  describe<Neuron>(p, tensors, layout, x, numbers, state, parameters);
   p.spk = tensors.make(x.scalar_type(), p.T);
-  plan(p, {p.x, p.spk});
+  if (last) p.last[0] = tensors.make(tensors.opmath, kNoRows);
+  plan(p, {p.x, p.spk, p.initial[0], p.last[0]});
   run(x, "norm_forward", [&](void* stream) { return cuda::norm_forward(p, stream); });
-  return tensors.outputs[0];
+  return tensors.outputs;
 }
 
-// Returns the gradients of the bias and of the weight [2, T, C] in float64, with one row over time, and that of x if it
-// is needed.
+// Returns the gradients of the bias and of the weight [2, T, C] in float64, with one row over time; that of x if it or
+// that of the state is needed; and that of the state if it is.
 template <typename Neuron>
-std::vector<Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& numbers,
-                             const std::vector<Tensor>& parameters, int64_t surrogate, double p0, double p1,
-                             bool needs_x) {
+std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, const Tensor& x, const Tensor& numbers,
+                             const MaybeTensor& state, const std::vector<Tensor>& parameters, int64_t surrogate,
+                             double p0, double p1, bool needs_x, bool needs_state) {
   const Layout layout(x, true, x.size(0), Time::kSequence);
   OpTensors<CudaBackend> tensors(x, layout, x.scalar_type());
   BackwardNorm<Neuron> p{};
-  describe<Neuron>(p, tensors, layout, x, numbers, parameters);
+  describe<Neuron>(p, tensors, layout, x, numbers, state, parameters);
   p.surrogate = static_cast<SurrogateKind>(surrogate);
   STD_TORCH_CHECK(p.surrogate == SurrogateKind::kATan || (p.surrogate == SurrogateKind::kFastSigmoid && p0 >= 0),
                   "surrogate: expected atan, or fast_sigmoid with a slope of 0 or more");
   p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
   p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
+  p.grad_last[0] = tensors.read(grad_last, "gradient of a state", tensors.opmath, kNoRows);
   const int64_t rows = p.norm.rows_of(p.T);
   tensors.outputs.push_back(made(x, {2, rows, p.norm.C}, ScalarType::Double));
   p.sums = static_cast<double*>(tensors.outputs[0].mutable_data_ptr());
-  if (needs_x) p.grad_x = tensors.make(x.scalar_type(), p.T);
+  if (needs_x || needs_state) p.grad_x = tensors.make(x.scalar_type(), p.T);
+  if (needs_state) p.grad_initial[0] = tensors.make(tensors.opmath, kNoRows);
   p.through = static_cast<float*>(tensors.scratch(ScalarType::Float, rows * p.norm.C * 2));
-  p.norm.partial_sums = tensors.scratch(ScalarType::Double, plan(p, {p.x, p.grad_spk, p.grad_x}));
+  p.norm.partial_sums = tensors.scratch(
+      ScalarType::Double, plan(p, {p.x, p.grad_spk, p.grad_x, p.initial[0], p.grad_last[0], p.grad_initial[0]}));
   run(x, "norm_backward", [&](void* stream) { return cuda::norm_backward(p, stream); });
   return tensors.outputs;
 }
@@ -147,10 +154,10 @@ std::vector<Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
   m.def("norm_statistics(Tensor x, Tensor? weight, Tensor? bias, float eps, bool over_time) -> (Tensor, Tensor)");
-  m.def("leaky_norm_forward(Tensor x, Tensor numbers, Tensor[] parameters) -> Tensor");
+  m.def("leaky_norm_forward(Tensor x, Tensor numbers, Tensor? state, Tensor[] parameters, bool last) -> Tensor[]");
   m.def(
-      "leaky_norm_backward(Tensor grad, Tensor x, Tensor numbers, Tensor[] parameters, int surrogate, float p0, float "
-      "p1, bool needs_x) -> Tensor[]");
+      "leaky_norm_backward(Tensor grad, Tensor? grad_last, Tensor x, Tensor numbers, Tensor? state, Tensor[] "
+      "parameters, int surrogate, float p0, float p1, bool needs_x, bool needs_state) -> Tensor[]");
 }
 
 #if defined(SNN_CUDA)

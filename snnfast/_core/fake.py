@@ -124,13 +124,18 @@ def _norm_statistics_fake(x: Tensor, weight: Any, bias: Any, eps: float, over_ti
     return x.new_empty((*shape, 4), dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
 
 
-def _norm_forward_fake(x: Tensor, numbers: Tensor, parameters: list[Tensor]) -> Tensor:
-    return torch.empty_like(x)
+def _norm_forward_fake(
+    x: Tensor, numbers: Tensor, state: Tensor | None, parameters: list[Tensor], last: bool
+) -> list[Tensor]:
+    outputs = _Outputs(x, has_rows=True)
+    return [outputs.make(x.dtype, x.shape[0]), *([outputs.make(torch.float32)] if last else [])]
 
 
-def _norm_backward_fake(grad: Tensor, x: Tensor, numbers: Tensor, *args: Any) -> list[Tensor]:
-    sums = x.new_empty((2, *numbers.shape[:2]), dtype=torch.float64)
-    return [sums, torch.empty_like(x)] if args[-1] else [sums]
+def _norm_backward_fake(grad: Tensor, grad_last: Any, x: Tensor, numbers: Tensor, *args: Any) -> list[Tensor]:
+    outputs, (needs_x, needs_state) = _Outputs(x, has_rows=True), args[-2:]
+    made = [x.new_empty((2, *numbers.shape[:2]), dtype=torch.float64)]
+    made += [outputs.make(x.dtype, x.shape[0])] if needs_x or needs_state else []
+    return made + ([outputs.make(torch.float32)] if needs_state else [])
 
 
 def _linear_fake(bits: Tensor, weight: Tensor, bias: Tensor | None, graded: Tensor, steps: int) -> Tensor:

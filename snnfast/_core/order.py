@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["in_order", "order_of", "strides_of"]
+__all__ = ["dense_steps", "in_order", "order_of", "strides_of"]
 
 
 def order_of(strides: Sequence[int]) -> list[int]:
@@ -27,3 +27,8 @@ def in_order(t: Tensor, order: list[int]) -> Tensor:
     """``t`` without gaps, with its dimensions in memory in this order."""
     back = sorted(range(len(order)), key=order.__getitem__)
     return t.permute(order).contiguous().permute(back)
+
+
+def dense_steps(x: Tensor) -> Tensor:
+    """``x`` ``[T, B, C, *]``, or a copy: its steps have the usual order, or the channels of a pixel side by side."""
+    return x if x.movedim(2, -1).is_contiguous() else x.contiguous()

@@ -20,12 +20,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast._core import backend, ops
 from snnfast._core.modules import is_only_called
-from snnfast._core.order import in_order, order_of
+from snnfast._core.order import dense_steps, in_order, order_of
 from snnfast._core.pytorch import is_transformed, not_compiled_alone
 from snnfast._images.choice import has_numbers
 
 __all__ = [
-    "batch_norm", "dense", "has_batch_statistics", "in_any_order", "is_pytorchs", "normalised", "of_batch",
+    "batch_norm", "has_batch_statistics", "in_any_order", "is_pytorchs", "normalised", "of_batch",
     "running_averages", "update",
 ]  # fmt: skip
 
@@ -114,12 +114,12 @@ def batch_norm(
         x = x[:1]
     y: Tensor
     if by is None and _has_large_steps(x):
-        y, mean, variance = _EachStep.apply(dense(x), weight, bias, eps)
+        y, mean, variance = _EachStep.apply(dense_steps(x), weight, bias, eps)
     elif by is not None or not _takes_kernels(x, weight, bias):
         like = running_mean if running_mean is None or isinstance(running_mean, Tensor) else running_mean[0]
         y, mean, variance = _by_pytorch(x, weight, bias, like, eps, by or _batch_norm)
     else:
-        y, mean, variance = torch.ops.snnfast.batch_norm_forward(dense(x), weight, bias, eps)
+        y, mean, variance = torch.ops.snnfast.batch_norm_forward(dense_steps(x), weight, bias, eps)
         n = x.numel() // (x.shape[0] * x.shape[2])
         variance = variance * (n / (n - 1))  # that of the running average is unbiased
     if running_mean is not None and running_var is not None:
@@ -137,11 +137,6 @@ def _takes_kernels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> boo
         and all(t is None or (t.device.type == "cpu" and t.dtype in dtypes) for t in (weight, bias))
         and backend.use_fused(x)
     )
-
-
-def dense(x: Tensor) -> Tensor:
-    """A copy, or ``x`` itself, with steps in one of the two orders in memory that the kernels take."""
-    return x if x.movedim(2, -1).is_contiguous() else x.contiguous()
 
 
 def _like(y: Tensor, x: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ from snnfast._unroll import connected, reference
 from snnfast._unroll import state_gradients as _gradients
 from snnfast._unroll.call import ONE_STEP, Options, Request, UnrollCall, make_request
 from snnfast._unroll.checks import check_current, check_options
-from snnfast._unroll.run import run
+from snnfast._unroll.normed import Norm
+from snnfast._unroll.run import run, run_normed
 
 
 def _spec(neuron: str) -> Neuron:
@@ -65,6 +66,7 @@ def unroll_steps(
     weight: Tensor | None = None,  # [O, N] of a linear layer that alone reads the spikes
     bias: Tensor | None = None,  # [O]
     dims: int = 1,  # of a step, from the last: N is their product
+    norm: Norm | None = None,  # before the neurons; nothing is recorded
 ) -> list[Tensor | None]:
     """Unroll steps that follow one another in a graph: the spikes, the record of each state, the states at the end.
 
@@ -75,7 +77,7 @@ def unroll_steps(
     wide = x.to(opmath_dtype(x.dtype)) if record else x
     asked = tensors, options, surrogate_field, p0, p1, backend, steps, record, True, reduce
     if wide.dtype == x.dtype:
-        spk, *rest = unroll(neuron, x, *asked, weight, bias, dims)
+        spk, *rest = unroll(neuron, x, *asked, weight, bias, dims, norm)
     else:
         spk, *rest = unroll(neuron, wide, *asked)
         spk = spk.to(x.dtype)
@@ -143,6 +145,7 @@ def unroll(
     weight: Tensor | None = None,  # [O, N] of a linear layer that alone reads the spikes
     bias: Tensor | None = None,  # [O]
     dims: int = 1,  # of a step, from the last: N is their product
+    norm: Norm | None = None,
     *,
     sources: str = "",
 ) -> list[Tensor]:
@@ -150,7 +153,7 @@ def unroll(
     time, steps = (SEQUENCE, x.shape[0]) if steps is None else (CONSTANT, steps)
     request = make_request(time, steps, record, last, reduce)
     linear = None if weight is None else Linear(weight, bias, dims)
-    return list(_run(neuron, x, tensors, (options, surrogate_field, p0, p1), backend, request, linear))
+    return list(_run(neuron, x, tensors, (options, surrogate_field, p0, p1), backend, request, linear, norm))
 
 
 def _run(
@@ -161,6 +164,7 @@ def _run(
     backend: str,
     request: Request,
     linear: Linear | None = None,
+    norm: Norm | None = None,
 ) -> tuple[Tensor, ...]:
     neuron, asked = _spec(name), _options_of(*options)
     n = len(neuron.states)
@@ -170,9 +174,9 @@ def _run(
         parameters = connected.in_place_of_v(parameters[0], x), *parameters[1:]
     call = UnrollCall(neuron, asked, request, x, states, parameters, linear)
     if backend == _backend.current_backend():
-        return run(call)
+        return run(call) if norm is None else run_normed(call, norm)
     with _backend.use_backend(backend):  # of a block that was traced, which is not there when its graph runs
-        return run(call)
+        return run(call) if norm is None else run_normed(call, norm)
 
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -6,78 +6,66 @@ precision. Neither the currents nor a membrane is ever in memory: forward reads 
 backward reads ``x`` and the gradient twice and writes the gradient of ``x``. :func:`reference` is the definition.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from snnfast import surrogate
 from snnfast._core import backend, ops
 from snnfast._core.ops import RESET_MECHANISMS, SEQUENCE, SURROGATE_AT, Neuron
+from snnfast._core.order import dense_steps
 from snnfast._core.pytorch import becomes_node, is_transformed, not_compiled_alone
-from snnfast._images.batch_norm import dense, has_batch_statistics, is_pytorchs, running_averages, update
 from snnfast._unroll import reference as steps
 from snnfast._unroll.call import Options, UnrollCall, make_request
-from snnfast._unroll.checks import prepare
-from snnfast.neurons.base import SpikingLayer
 
-__all__ = ["reference", "spikes_behind"]
+__all__ = ["Norm", "reference", "unroll"]
 
 _NEURONS = ("leaky",)
 _MOST_STEPS = 16
 """The kernels hold all steps in registers."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_DIMS: dict[Any, tuple[int, ...]] = {nn.BatchNorm1d: (3, 4), nn.BatchNorm2d: (5,), nn.BatchNorm3d: (6,)}
 _SUBTRACT = RESET_MECHANISMS.index("subtract")
 _ATAN, _FAST_SIGMOID = surrogate.atan().kernel_id, surrogate.fast_sigmoid().kernel_id
 
 
-class _How(NamedTuple):
-    """The options of a call, beside its tensors."""
+class Norm(NamedTuple):
+    """A batch normalisation in training of ``x`` ``[T, B, C, *]``, whose result only neurons read."""
 
-    neuron: Neuron
-    options: Options
+    weight: Tensor | None  # [C]
+    bias: Tensor | None  # [C]
     eps: float
     over_time: bool  # all steps together have the statistics, in place of each its own
+    update: Callable[[Tensor, Tensor], None]  # is told the mean and the unbiased variance, both [T, C] or [1, C]
+    by_itself: Callable[[Tensor], Tensor]  # called with ``x``, where the kernels do not take the neurons
 
 
-def spikes_behind(
-    norm: nn.Module,
-    layer: SpikingLayer,
-    x: Tensor,  # [T, B, C, *]
-    over_time: bool,
-) -> Tensor | None:
-    """The spikes of neurons that start from zeros behind a batch normalisation, or ``None``: the two do not fit.
+def unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...] | None:
+    """The results of a prepared call behind a batch normalisation of its current; ``None``: the two do not fit.
 
-    The running averages change in place. Learned numbers of the neurons do not fit, nor do numbers of each neuron.
+    Learned numbers of the neurons do not fit, nor do numbers of each neuron, nor records.
     """
-    if not is_pytorchs(norm) or not has_batch_statistics(norm) or not _fits(norm, x, over_time):
+    request = call.request
+    if call.neuron.name not in _NEURONS or not _has_kernels(call.options) or not _fits(norm, call.current):
         return None
-    options = layer._options()
-    if layer.neuron.name not in _NEURONS or layer.init_hidden or not _has_kernels(options):
+    if request.time != SEQUENCE or request.record or request.reduce or call.varies or call.lengths is not None:
         return None
-    if not backend.use_fused(x):
+    if not all(map(_is_constant, call.parameters)) or not backend.use_fused(call.current):
         return None
-    request = make_request(SEQUENCE, len(x), record=0, last=False, reduce=False)
-    call = prepare(UnrollCall(layer.neuron, options, request, x, (None,), layer._values()))
-    if call.current is not x or not all(_is_constant(t) for t in call.parameters):
-        return None
-    how = _How(layer.neuron, options, norm.eps, over_time)
-    averages = running_averages(norm, 1 if over_time else len(x))
-    return _spikes(how, dense(x), norm.weight, norm.bias, averages, call.parameters)
+    return _unroll(call, norm)
 
 
-def _fits(norm: _BatchNorm, x: Tensor, over_time: bool) -> bool:
-    if not ops.has_norm(x.device) or x.dtype not in _DTYPES:
+def _fits(norm: Norm, x: Tensor) -> bool:
+    if not ops.has_norm(x.device) or x.dim() < 3 or x.dtype not in _DTYPES or not 0 < len(x) <= _MOST_STEPS:
         return False
-    if x.dim() not in _DIMS[type(norm)] or x.shape[2] != norm.num_features:  # PyTorch says what is wrong
+    if x.stride(0) == 0 and len(x) > 1:  # of a constant, the normalisation is one step's
         return False
-    if not 0 < len(x) <= _MOST_STEPS or _samples(x, over_time) < 2 or becomes_node() or is_transformed():
+    if x.shape[2] == 0 or _samples(x, norm.over_time) < 2 or becomes_node() or is_transformed():
         return False
-    dtypes = x.dtype, torch.float32
-    return all(t is None or (t.device == x.device and t.dtype in dtypes) for t in (norm.weight, norm.bias))
+    given, dtypes = (norm.weight, norm.bias), (x.dtype, torch.float32)
+    return all(t is None or (t.dim() == 1 and t.device == x.device and t.dtype in dtypes) for t in given)
 
 
 def _samples(x: Tensor, over_time: bool) -> int:
@@ -98,25 +86,28 @@ def _is_constant(parameter: Tensor) -> bool:
     return parameter.dim() == 0 and not (torch.is_grad_enabled() and parameter.requires_grad)
 
 
-def _spikes(
-    how: _How,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    averages: tuple[Any, Any, Any],
-    parameters: tuple[Tensor, ...],
-) -> Tensor:
+class _How(NamedTuple):
+    """The options of a call, beside its tensors."""
+
+    neuron: Neuron
+    options: Options
+    eps: float
+    over_time: bool
+    last: bool  # return the state after the last step
+
+
+def _unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...]:
+    x, (state,) = dense_steps(call.current), call.states
     with torch.no_grad():
-        wide = (None if t is None else t.float().contiguous() for t in (weight, bias))
-        numbers, variance = ops.norm_ops.norm_statistics(x, *wide, how.eps, how.over_time)
-        mean, var, momentum = averages
-        if mean is not None:
-            n = _samples(x, how.over_time)
-            update(mean, numbers[..., 2], momentum, len(numbers))
-            update(var, variance * (n / (n - 1)), momentum, len(numbers))  # that of the running average is unbiased
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return _Normed.apply(how, x, weight, bias, numbers, *parameters)  # type: ignore[no-any-return]
-    return _op(how, "forward")(x, numbers, parameters)  # type: ignore[no-any-return]
+        wide = (None if t is None else t.float().contiguous() for t in (norm.weight, norm.bias))
+        numbers, variance = ops.norm_ops.norm_statistics(x, *wide, norm.eps, norm.over_time)
+        n = _samples(x, norm.over_time)
+        norm.update(numbers[..., 2], variance * (n / (n - 1)))
+    how = _How(call.neuron, call.options, norm.eps, norm.over_time, call.request.last)
+    learned = x, norm.weight, norm.bias, state
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned):
+        return _Normed.apply(how, *learned, numbers, *call.parameters)  # type: ignore[no-any-return]
+    return tuple(_op(how, "forward")(x, numbers, state, call.parameters, how.last))
 
 
 def _op(how: _How, direction: str) -> Any:
@@ -127,32 +118,38 @@ class _Normed(torch.autograd.Function):
     """The forward op with the backward op as its gradient. A second derivative is that of the definition."""
 
     @staticmethod
-    def forward(ctx: Any, how: _How, x: Tensor, *tensors: Any) -> Tensor:
-        weight, bias, numbers, *parameters = tensors
-        ctx.save_for_backward(x, weight, bias, numbers, *parameters)
+    def forward(ctx: Any, how: _How, x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
+        _, _, state, numbers, *parameters = tensors
+        ctx.save_for_backward(x, *tensors)
         ctx.how = how
-        return _op(how, "forward")(x, numbers, parameters)  # type: ignore[no-any-return]
+        ctx.set_materialize_grads(False)
+        return tuple(_op(how, "forward")(x, numbers, state, parameters, how.last))
 
     @staticmethod
     @not_compiled_alone
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight, bias, numbers, *parameters = ctx.saved_tensors
-        needs = ctx.needs_input_grad[1:4]
-        others = (None,) * (1 + len(parameters))
+    def backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None = None) -> Any:
+        x, weight, bias, state, numbers, *parameters = ctx.saved_tensors
+        needs, others = ctx.needs_input_grad[1:5], (None,) * (1 + len(parameters))
+        if grad is None and grad_last is None:
+            return None, *(None,) * 4, *others
         if torch.is_grad_enabled():  # create_graph=True
-            spk = reference(ctx.how, x, weight, bias, parameters)
-            wanted = [t for t, needed in zip((x, weight, bias), needs, strict=True) if needed]
-            found = iter(torch.autograd.grad(spk, wanted, grad, create_graph=True))
-            return None, *(next(found) if needed else None for needed in needs), *others
-        surrogate, p0, p1 = ctx.how.options.derivative
-        op = _op(ctx.how, "backward")
-        sums, *of_x = op(grad, x, numbers, parameters, surrogate >> SURROGATE_AT, p0, p1, needs[0])
+            found = reference(ctx.how, x, weight, bias, state, parameters)
+            given = [(t, g) for t, g in zip(found, (grad, grad_last), strict=False) if g is not None]
+            wanted = [t for t, needed in zip((x, weight, bias, state), needs, strict=True) if needed]
+            outputs, grads = zip(*given, strict=True)
+            rest = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
+            return None, *(next(rest) if needed else None for needed in needs), *others
+        kind, p0, p1 = ctx.how.options.derivative
+        grad = torch.zeros_like(x) if grad is None else grad
+        asked = kind >> SURROGATE_AT, p0, p1, needs[0], needs[3]
+        sums, *made = _op(ctx.how, "backward")(grad, grad_last, x, numbers, state, parameters, *asked)
         of_bias, of_weight = sums.sum(1).unbind()
         return (
             None,
-            of_x[0] if needs[0] else None,
+            made[0] if needs[0] else None,
             of_weight.to(weight.dtype) if needs[1] else None,
             of_bias.to(bias.dtype) if needs[2] else None,
+            made[1].to(state.dtype) if needs[3] else None,
             *others,
         )
 
@@ -165,13 +162,15 @@ def reference(
     x: Tensor,  # [T, B, C, *]
     weight: Tensor | None,  # [C]
     bias: Tensor | None,  # [C]
-    parameters: Any,
-) -> Tensor:
-    """The spikes ``[T, B, C, *]`` by PyTorch's operators, of which autograd makes the gradients."""
+    state: Tensor | None,  # [B, C, *]
+    parameters: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """The spikes ``[T, B, C, *]``, and the last state, by operators of which autograd makes the gradients."""
     scale, shift = affine(x, weight, bias, how.eps, how.over_time)
     y = scale * x.to(scale.dtype) + shift
-    request = make_request(SEQUENCE, len(x), record=0, last=False, reduce=False)
-    return steps.unroll(UnrollCall(how.neuron, how.options, request, y, (None,), tuple(parameters)))[0].to(x.dtype)
+    request = make_request(SEQUENCE, len(x), record=0, last=how.last, reduce=False)
+    spk, *last = steps.unroll(UnrollCall(how.neuron, how.options, request, y, (state,), tuple(parameters)))
+    return spk.to(x.dtype), *last
 
 
 def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, over_time: bool) -> tuple[Tensor, Tensor]:

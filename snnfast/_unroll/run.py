@@ -10,7 +10,7 @@ from snnfast._core import backend, settings
 from snnfast._core.linear import Linear
 from snnfast._core.ops import STEP, Neuron, opmath_dtype
 from snnfast._core.pytorch import becomes_node, transforms_are_active
-from snnfast._unroll import connected, kernels, node, reference, state_gradients
+from snnfast._unroll import connected, kernels, node, normed, reference, state_gradients
 from snnfast._unroll.call import (
     ONE_STEP,
     Connections,
@@ -23,6 +23,7 @@ from snnfast._unroll.call import (
 )
 from snnfast._unroll.checks import check_current, check_request, prepare, varies
 from snnfast._unroll.linear import check_linear, takes_bits
+from snnfast._unroll.normed import Norm
 from snnfast._unroll.ragged import check_lengths, valid_steps
 from snnfast._unroll.steps import over_steps
 from snnfast.surrogate import DISABLED, has_derivative, is_elementwise
@@ -55,6 +56,15 @@ def run(call: UnrollCall, in_unroll: bool = False) -> Results:
     if prepared is call:  # nearly always
         return found
     return _finish(found, call.current.dtype, call.linear if prepared.linear is None else None)
+
+
+def run_normed(call: UnrollCall, norm: Norm) -> Results:
+    """:func:`run`, behind a batch normalisation of the current ``[T, B, C, *]``: in one, or one after the other."""
+    prepared = prepare(call)
+    found = normed.unroll(prepared, norm) if prepared.current is call.current else None
+    if found is None:
+        return run(call._replace(current=norm.by_itself(call.current)))
+    return _finish(found, call.current.dtype, call.linear)
 
 
 def _finish(found: Results, dtype: torch.dtype, linear: Linear | None) -> Results:

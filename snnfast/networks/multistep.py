@@ -7,7 +7,6 @@ from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from snnfast._core import watch
@@ -16,7 +15,7 @@ from snnfast._core.settings import check_flag
 from snnfast._images.batch_norm import has_batch_statistics, normalised
 from snnfast._images.channels_last import Order, keeps_order
 from snnfast._unroll.checks import check_reduce
-from snnfast._unroll.normed import spikes_behind
+from snnfast._unroll.normed import Norm
 from snnfast._unroll.ragged import check_steps
 from snnfast.networks.checkpoint import State, check_part, in_parts
 from snnfast.networks.over_time import (
@@ -26,6 +25,7 @@ from snnfast.networks.over_time import (
     check_states,
     has_unroll,
     linear_behind,
+    norm_before,
     over_time,
     unrolled,
 )
@@ -397,34 +397,27 @@ class _Pass:
                 x, num_steps = self.neuron(layer, x, num_steps, linear=linear)[0], None
             elif isinstance(layer, Residual):
                 x, num_steps = self.residual(layer, x, num_steps)
-            elif (spk := self._normed(layer, rest, x, num_steps)) is not None:
-                x = spk
+            elif (norm := self._norm(layer, rest, x, num_steps)) is not None:
+                neurons: Any = rest.pop(0)
+                x = self.neuron(neurons, x, None, norm=norm)[0]
             elif has_unroll(layer):
                 x = x if num_steps is None else x.expand(num_steps, *x.shape)
                 x, num_steps = unrolled(layer, x, self.lengths), None
             else:
                 if not torch.compiler.is_compiling():
                     _check_layer(layer)  # a model may have been changed, or reverted to snnTorch's layers
-                call = self._of_each_step(layer, x, num_steps)
-                call = call or self.order.to_call(layer, x, num_steps is not None)
-                x = over_time(layer, call, x, num_steps)
+                x = self._stateless(layer, x, num_steps)
         return x, num_steps
 
-    def _normed(self, layer: nn.Module, rest: list[nn.Module], x: Tensor, num_steps: int | None) -> Tensor | None:
-        """The spikes of a batch normalisation and the neurons behind it, which leave ``rest``; ``None``: one by one."""
-        neurons = rest[0] if rest else None
-        if num_steps is not None or not isinstance(layer, _BatchNorm) or not isinstance(neurons, SpikingLayer):
+    def _stateless(self, layer: nn.Module, x: Tensor, num_steps: int | None) -> Tensor:
+        call = self._of_each_step(layer, x, num_steps) or self.order.to_call(layer, x, num_steps is not None)
+        return over_time(layer, call, x, num_steps)
+
+    def _norm(self, layer: nn.Module, rest: list[nn.Module], x: Tensor, num_steps: int | None) -> Norm | None:
+        """The batch normalisation that a layer is, if neurons follow and there are kernels for both."""
+        if num_steps is not None or not rest or not isinstance(rest[0], SpikingLayer):
             return None
-        starts = self.states is None or self.states[self.number] is None
-        if not starts or self.return_states or self.lengths is not None or watch.watchers:
-            return None
-        spk = spikes_behind(layer, neurons, x, self.batch_norm_over_time)
-        if spk is not None:
-            del rest[0]
-            self.number += 1
-            if self.return_spikes:
-                self.spikes.append(self.order.shown(spk))
-        return spk
+        return norm_before(layer, x, self.batch_norm_over_time, lambda x: self._stateless(layer, x, None))
 
     def _of_each_step(self, layer: nn.Module, x: Tensor, num_steps: int | None) -> Callable[[Tensor], Tensor] | None:
         """The call of a normalisation that takes its statistics from each step; ``None`` for any other layer."""
@@ -444,12 +437,13 @@ class _Pass:
         record_mem: bool = False,
         reduce: str | None = None,
         linear: Linear | None = None,
+        norm: Norm | None = None,
     ) -> tuple[Tensor, ...]:
         number, n = self.number, len(layer.neuron.states)
         self.number += 1
         given = None if self.states is None else self.states[number]
         states = check_state(number, given, layer, x.shape[1:] if num_steps is None else x.shape)
-        options = record_mem, reduce, self.return_states, linear, self.lengths
+        options = record_mem, reduce, self.return_states, linear, self.lengths, norm
         found = layer._unroll(x, states, num_steps, *options)
         if self.return_states:
             found, last = found[:-n], found[-n:]

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 from snnfast._core.linear import Linear
 from snnfast._core.modules import is_only_called
+from snnfast._core.ops import has_norm
+from snnfast._core.pytorch import becomes_node
+from snnfast._images.batch_norm import has_batch_statistics, is_pytorchs, running_averages, update
 from snnfast._unroll.checks import check_num_steps
+from snnfast._unroll.normed import Norm
 from snnfast.neurons import LAYERS
 from snnfast.neurons.base import SpikingLayer
 from snnfast.neurons.network import is_snntorchs
@@ -21,6 +25,7 @@ __all__ = [
     "check_states",
     "has_unroll",
     "linear_behind",
+    "norm_before",
     "over_time",
     "unrolled",
 ]
@@ -155,6 +160,31 @@ def unrolled(layer: Any, x: Tensor, lengths: Tensor | None) -> Tensor:
         got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"{type(layer).__name__}.unroll: expected it to return [T, B, *], T={len(x)}, got {got}")
     return y
+
+
+def norm_before(
+    layer: nn.Module, x: Tensor, batch_norm_over_time: bool, by_itself: Callable[[Tensor], Tensor]
+) -> Norm | None:
+    """A batch normalisation in training whose result only neurons read; ``None``: another layer, or no kernels.
+
+    ``by_itself`` computes it where the kernels do not take the neurons behind it. ``x`` is ``[T, B, C, *]``.
+    """
+    if becomes_node() or not has_norm(x.device) or not is_pytorchs(layer) or not has_batch_statistics(layer):
+        return None
+    if x.dim() not in _DIMS[type(layer)] or x.shape[2] != layer.num_features:  # PyTorch says what is wrong
+        return None
+
+    def update_averages(mean: Tensor, variance: Tensor) -> None:
+        running_mean, running_var, momentum = running_averages(layer, len(mean))
+        if running_mean is not None and running_var is not None:
+            update(running_mean, mean, momentum, len(mean))
+            update(running_var, variance, momentum, len(mean))
+
+    return Norm(layer.weight, layer.bias, layer.eps, batch_norm_over_time, update_averages, by_itself)
+
+
+_DIMS: dict[Any, tuple[int, ...]] = {nn.BatchNorm1d: (3, 4), nn.BatchNorm2d: (5,), nn.BatchNorm3d: (6,)}
+"""The dimensions of all time steps."""
 
 
 def linear_behind(layers: Sequence[nn.Module], step_dims: int) -> tuple[Linear | None, int]:

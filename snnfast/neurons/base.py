@@ -28,9 +28,10 @@ from snnfast._unroll.checks import (
     check_state_quant,
     out_of_inference,
 )
+from snnfast._unroll.normed import Norm
 from snnfast._unroll.ragged import check_lengths
 from snnfast._unroll.reference import winners
-from snnfast._unroll.run import run
+from snnfast._unroll.run import run, run_normed
 from snnfast.surrogate import DISABLED
 from snnfast.surrogate.examine import SpikeGrad, recognise
 
@@ -212,10 +213,11 @@ class SpikingLayer(nn.Module):
         last: bool = False,
         linear: Linear | None = None,
         lengths: Tensor | None = None,
+        norm: Norm | None = None,
     ) -> tuple[Tensor, ...]:
         """The results of ``unroll`` of a layer. With ``last``, the states after the last step follow.
 
-        With ``linear``, its output takes the place of the spikes.
+        With ``linear``, its output takes the place of the spikes. With ``norm``, it takes the place of the current.
         """
         check_current("current", current)
         options = self._options()
@@ -228,7 +230,8 @@ class SpikingLayer(nn.Module):
             if state is not None and (self.init_hidden or not isinstance(state, Tensor) or state.is_nested):
                 self._refuse(name, state)
             given.append(self._held(name, current, shape) if state is None and self.init_hidden else state)
-        found = run(UnrollCall(self.neuron, options, request, current, tuple(given), self._values(), linear, ragged))
+        call = UnrollCall(self.neuron, options, request, current, tuple(given), self._values(), linear, ragged)
+        found = run(call) if norm is None else run_normed(call, norm)
         for watcher in watch.watchers:
             watcher.unrolled(self, found, request, ragged, linear is not None)
         n = len(self.neuron.states)

@@ -26,6 +26,7 @@ from snnfast._unroll.checks import (
     check_spike_grad,
     out_of_inference,
 )
+from snnfast._unroll.normed import Norm
 from snnfast._unroll.ragged import check_lengths
 from snnfast.neurons.base import SpikingLayer
 from snnfast.surrogate.base import spike_of
@@ -262,8 +263,10 @@ class StepLayer(SpikingLayer):
         last: bool = False,
         linear: Linear | None = None,
         lengths: Tensor | None = None,
+        norm: Norm | None = None,
     ) -> tuple[Tensor, ...]:
         check_current("current", current)
+        current = current if norm is None else norm.by_itself(current)
         request = check_request(self.neuron, current, num_steps, record_mem, reduce)
         constant, record = num_steps is not None, request.record > 0
         shape = current.shape if constant else current.shape[1:]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from emulator.build import set_seed, set_vector_minimum, take_launches
-from helpers import FIRST_SEED, assert_all_bits_equal, assert_all_close, assert_bits_equal
+from helpers import FIRST_SEED, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from norm_checks import DTYPES, Shape, check, images, leaky, membranes, net_of, norm_of
 from torch import Tensor, nn
 
@@ -175,19 +175,78 @@ def test_misaligned_and_strided_inputs_and_gradients(device: torch.device) -> No
         assert_all_close(of_rows, torch.autograd.grad(spk, [other, *norm.parameters()], dense), 1e-6)
 
 
+def by_reference(
+    x: Tensor, norm: Any, state: Tensor | None, over_time: bool = False, last: bool = True
+) -> tuple[Tensor, ...]:
+    how = normed._How(ops.NEURONS["leaky"], leaky()._options(), norm.eps, over_time, last)
+    return normed.reference(how, x, norm.weight, norm.bias, state, leaky()._values())
+
+
+@emulated
+@pytest.mark.parametrize("steps", [4, 6])
+@pytest.mark.parametrize("layout", ["usual", "channels_last"])
+def test_states_go_in_and_come_out(layout: str, steps: int, device: torch.device) -> None:
+    """From part to part of a sequence, given or held by the layer, with their gradients."""
+    for dtype, given in itertools.product(DTYPES, (False, True)):
+        x = images(steps, (2, 4, 3, 4), dtype, layout).requires_grad_()
+        norm = norm_of(x)
+        state = torch.rand(x.shape[1:]).requires_grad_() if given else None
+        take_launches()
+        spk, (last,) = net_of(norm, leaky())(x, states=[state] if given else None, return_states=True)
+        assert launched()[1].startswith("forward_norm<")
+        expected = by_reference(x, norm, state)
+        assert_bits_equal(spk, expected[0])
+        assert last.dtype == torch.float32
+        assert_close(last, expected[1], 1e-6)
+        wanted = [x, *norm.parameters()] + ([state] if given else [])
+        weights = torch.randn(last.shape)
+        for outputs in ([0], [1], [0, 1]):
+            grads = [[weights.to(spk).expand_as(spk), weights][i] for i in outputs]
+            found = torch.autograd.grad([(spk, last)[i] for i in outputs], wanted, grads, retain_graph=True)
+            others = torch.autograd.grad([expected[i] for i in outputs], wanted, grads, retain_graph=True)
+            for a, b in zip(found, others, strict=True):
+                assert_close(a, b, 1e-5 if a.dtype == torch.float32 else 2e-2)
+
+
+@emulated
+def test_a_layer_goes_on_from_the_state_that_it_holds(device: torch.device) -> None:
+    x = images(4, (2, 4, 3, 4))
+    norm, held, neurons = norm_of(x), leaky(init_hidden=True), leaky()
+    net, state = net_of(norm, held), None
+    for _ in range(2):
+        take_launches()
+        spk = net(x)
+        assert launched()[1].startswith("forward_norm<")
+        wanted, (state,) = net_of(copy.deepcopy(norm), neurons)(x, states=[state], return_states=True)
+        assert_bits_equal(spk, wanted)
+        assert_bits_equal(held.mem, state)
+
+
 @emulated
 def test_a_second_derivative_is_that_of_the_definition(device: torch.device) -> None:
-    x = images(3, (2, 4, 4)).requires_grad_()
-    norm = norm_of(x)
-    how = normed._How(ops.NEURONS["leaky"], leaky()._options(), norm.eps, False)
-    found = []
+    x, state = images(3, (2, 4, 4)).requires_grad_(), torch.rand(2, 4, 4).requires_grad_()
+    norm, found = norm_of(x), []
+    wanted = [x, state, *norm.parameters()]
     for make in (
-        lambda: net_of(norm, leaky())(x),
-        lambda: normed.reference(how, x, norm.weight, norm.bias, leaky()._values()),
+        lambda: net_of(norm, leaky())(x, states=[state], return_states=True),
+        lambda: by_reference(x, norm, state),
     ):
-        first = torch.autograd.grad(make().square().sum(), [x, *norm.parameters()], create_graph=True)
-        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), [x, *norm.parameters()])])
+        spk, last = make()
+        last = last[0] if isinstance(last, list) else last
+        first = torch.autograd.grad(spk.square().sum() + last.square().sum(), wanted, create_graph=True)
+        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), wanted)])
     assert_all_close(found[0], found[1], 1e-5)
+
+
+@emulated
+def test_what_watches_a_network_sees_the_spikes(device: torch.device) -> None:
+    x = images(4, (3, 4, 4, 4))
+    net = net_of(norm_of(x), leaky())
+    take_launches()
+    with snnfast.activity(net) as seen:
+        spk = net(x)
+    assert launched()[1].startswith("forward_norm<")
+    assert next(iter(seen.layers.values())).rate == pytest.approx(spk.mean().item())
 
 
 # ---- which calls take the kernels
@@ -201,22 +260,13 @@ APART: dict[str, tuple[Callable[[], nn.Module], Call]] = {
     "immediate reset": (lambda: leaky(reset_delay=False), MultiStep.__call__),
     "another surrogate": (lambda: leaky(spike_grad=surrogate.sigmoid()), MultiStep.__call__),
     "a falling surrogate": (lambda: leaky(spike_grad=surrogate.fast_sigmoid(-1.0)), MultiStep.__call__),
-    "a state held": (lambda: leaky(init_hidden=True), MultiStep.__call__),
     "another neuron": (lambda: snnfast.Synaptic(0.9, 0.8), MultiStep.__call__),
     "17 steps": (leaky, lambda net, x: net(x.repeat(5, 1, 1, 1, 1)[:17])),
     "no steps": (leaky, lambda net, x: net(x[:0])),
     "constant": (leaky, lambda net, x: net(x[0], num_steps=4)),
-    "states": (leaky, lambda net, x: net(x, states=[torch.ones_like(x[0])])),
-    "return_states": (leaky, lambda net, x: net(x, return_states=True)[0]),
     "lengths": (leaky, lambda net, x: net(x, lengths=torch.tensor([2, 4, 1]))),
     "evaluation": (leaky, lambda net, x: net.eval()(x)),
-    "watched": (leaky, lambda net, x: watched(net, x)),
 }
-
-
-def watched(net: Any, x: Tensor) -> Any:
-    with snnfast.activity(net):
-        return net(x)
 
 
 @emulated
@@ -284,3 +334,43 @@ def test_without_gradients_only_the_spikes_are_made(device: torch.device) -> Non
     take_launches()
     net_of(norm, leaky())(x).sum().backward()  # nobody asks for the gradient of the input
     assert launched() == kernels("4, 1, 4")[:3]
+
+
+# ---- in a compiled loop
+
+
+class Loop(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm, self.lif1 = nn.Conv2d(3, 4, 3, padding=1, bias=False), norm, leaky()
+        self.fc, self.lif2 = nn.Linear(64, 3), leaky()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2, spk_rec = self.lif1.reset_mem(), self.lif2.reset_mem(), []
+        for step in x:
+            spk, mem1 = self.lif1(self.norm(self.conv(step)), mem1)
+            spk, mem2 = self.lif2(self.fc(spk.flatten(1)), mem2)
+            spk_rec.append(spk)
+        return torch.stack(spk_rec)
+
+
+@emulated
+@pytest.mark.parametrize(
+    "by", [snnfast.compile, lambda net: torch.compile(net, backend="snnfast")], ids=["recorded", "traced"]
+)
+def test_a_compiled_loop(by: Any, device: torch.device) -> None:
+    torch._dynamo.reset()
+    x = torch.rand(4, 2, 3, 4, 4)
+    norm = norm_of(torch.zeros(4, 2, 4, 4, 4))
+    net = Loop(norm)
+    over_time = MultiStep(*(copy.deepcopy(m) for m in (net.conv, norm, net.lif1, nn.Flatten(), net.fc, net.lif2)))
+    compiled = by(net)
+    for _ in range(2):
+        compiled(x), over_time(x)
+    take_launches()
+    spk, (wanted, _) = compiled(x), over_time(x)
+    assert sum("forward_norm" in kernel for kernel in launched()) == 2
+    assert_bits_equal(spk, wanted)
+    assert_all_bits_equal(norm.buffers(), over_time[1].buffers())
+    grads = [torch.autograd.grad(s.square().sum(), list(m.parameters())) for s, m in ((spk, net), (wanted, over_time))]
+    assert_all_close(grads[0], grads[1], 1e-5)

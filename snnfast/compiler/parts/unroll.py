@@ -13,6 +13,7 @@ from snnfast.compiler.emit import Emitter
 from snnfast.compiler.layers import inputs_of_layer, is_connected, parameters_of, states_of
 from snnfast.compiler.loop import Statement
 from snnfast.compiler.lower.linear import fuse_linear
+from snnfast.compiler.lower.norm import fuse_norm
 from snnfast.compiler.lower.sums import is_sum
 from snnfast.compiler.parts.base import Part, steps_of
 
@@ -31,6 +32,7 @@ class Unroll(Part):
         self.neuron = NEURONS[self.layer.node.args[0]]  # type: ignore[index]
         self._call: Any = None
         self._results: dict[int, Node] = {}
+        self.normed = False
 
     def calls(self) -> list[Node]:
         return self.layer.calls
@@ -84,11 +86,13 @@ class Unroll(Part):
         elif spk is not None and (linear := fuse_linear(to, self._call, spk)) is not None:
             self._call.args = (*self._call.args, *linear)
             self.fused = True
+        self.normed = fuse_norm(to, self._call)
 
     def describe(self) -> Iterator[str]:
         how = ", connected: one product a step" if is_connected(self.layer.node) else ""
         linear = ", with the linear behind it" * self.fused
-        yield f"{steps_of(len(self.layer.calls), self.neuron.name)}: one unroll{how}{linear}"
+        norm = ", with the batch normalisation before it" * self.normed
+        yield f"{steps_of(len(self.layer.calls), self.neuron.name)}: one unroll{how}{norm}{linear}"
 
 
 def _count_of(spk: Node) -> Node | None:
