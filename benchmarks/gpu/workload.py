@@ -29,6 +29,17 @@ OPTIONS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     (STRAIGHT, {"record_mem": True}),
     (STRAIGHT, {"record_mem": False, "reduce": "sum"}),
 )
+# The plain kernels of a few steps, and of sigmoid without a record.
+SIGMOID = {"spike_grad": snnfast.surrogate.sigmoid()}
+FEW: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (*OPTIONS[:5], (SIGMOID, {"record_mem": True}))
+# Nodes of SpikingJelly; tau = 3 divides.
+NODES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("LIFNode", {}),
+    ("LIFNode", {"v_reset": None}),
+    ("LIFNode", {"tau": 3.0}),
+    ("ParametricLIFNode", {}),
+    ("ParametricLIFNode", {"v_reset": None}),
+)
 # The plain backward kernels with all sums, which in half precision learn beta, too.
 LEARNED: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = tuple(
     ({"learn_threshold": True}, {"record_mem": recorded}) for recorded in (True, False)
@@ -51,9 +62,15 @@ def watched(many: int = MANY) -> Iterator[Call]:
     for layer, call in LEARNED:
         for size in (37, many):
             yield "Leaky", 18, size, torch.float32, layer, call
+    for recorded in (True, False):
+        for size in (37, many):
+            yield "Leaky", 18, size, torch.float32, SIGMOID, {"record_mem": recorded}
     for dtype in DTYPES:
-        for size in (37,) if dtype == torch.float64 else (37, many):
-            yield "LIFNode", 18, size, dtype, {"step_mode": "m"}, {}
+        for layer, call in FEW:
+            yield "Leaky", 4, many, dtype, layer, call
+        for name, layer in NODES:
+            for T, size in ((18, 37),) if dtype == torch.float64 else ((18, 37), (18, many), (4, many)):
+                yield name, T, size, dtype, layer, {}
     for dtype in NORM_DTYPES:
         for T, size, channels_last in ((7, 37, False), (16, 37, False), (4, many, False), (4, many, True)):
             yield "normed", T, size, dtype, {"channels_last": channels_last}, {}
@@ -65,6 +82,12 @@ def profiled(many: int = MANY) -> Iterator[Call]:
         yield "Leaky", 100, many, torch.float32, layer, call
     for dtype in DTYPES[1:]:
         yield "Leaky", 100, many, dtype, *OPTIONS[0]
+    for layer, call in (*OPTIONS[:2], (SIGMOID, {"record_mem": True}), (SIGMOID, {"record_mem": False})):
+        for T in (4, 100):
+            yield "Leaky", T, many, torch.float32, layer, call
+    for name, layer in NODES:
+        for T in (4, 100):
+            yield name, T, many, torch.float32, layer, {}
     for channels_last in (False, True):
         yield "normed", 4, many, torch.float32, {"channels_last": channels_last}, {}
     yield "Leaky", 100, many - 1, torch.float32, *OPTIONS[2]  # no vector fits
@@ -85,8 +108,8 @@ def run(call: Call, x: Tensor, grad: Tensor) -> list[Tensor]:
     if name == "normed":
         return normed(x.view(T, -1, *((1, 1, 1) if N % 16 else (4, 2, 2))), grad, **layer)
     x = x.detach().requires_grad_()
-    if name == "LIFNode":
-        neuron = spikingjelly.neuron.LIFNode(**layer).to(x.device)
+    if name not in LAYERS:
+        neuron = getattr(spikingjelly.neuron, name)(step_mode="m", **layer).to(x.device)
         spk = neuron(x)
     else:
         neuron = getattr(snnfast, name)(**LAYERS[name], **layer).to(x.device)

@@ -70,7 +70,7 @@ int backward(const Backward<Neuron>& p, void* stream) {
     if (const int error = clear(p.partial_sums, sizeof(double), stream); error != 0) return error;
   }
   if constexpr (HasPlain<Neuron>) {
-    if (plain::takes(p)) return plain::backward(p, stream);
+    if (const auto error = plain::backward(p, stream)) return *error;
   }
   return visit_element(p.dtype, [&](auto element) {
     using S = decltype(element);

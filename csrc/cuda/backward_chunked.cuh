@@ -21,6 +21,8 @@ constexpr int kLanes = 32, kSegments = 16, kLast = kSegments - 1;
 template <typename A>
 using Told = A (*)[kSegments * kLanes];
 
+constexpr int kChunk = static_cast<int>(kCheckpoint);
+
 // The first step of a segment, which consists of whole chunks. The last segment is never empty.
 __device__ __forceinline__ int start_of(int segment, int T) {
   const int64_t start = static_cast<int64_t>((T + kChunk - 1) / kChunk) * segment / kSegments * kChunk;

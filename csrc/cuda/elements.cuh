@@ -86,6 +86,13 @@ __device__ __forceinline__ Pack<S, V> pack_of(const Raw<S, V>& raw) {
   return pack;
 }
 
+template <typename S, int V>
+__device__ __forceinline__ Raw<S, V> raw_of(const Pack<S, V>& pack) {
+  Raw<S, V> raw;
+  memcpy(&raw, &pack, sizeof raw);
+  return raw;
+}
+
 template <typename S, int V, typename A>
 __device__ __forceinline__ void unpack(const Raw<S, V>& raw, A (&to)[V]) {
   const Pack<S, V> pack = pack_of(raw);

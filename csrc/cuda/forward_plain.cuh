@@ -21,7 +21,7 @@ constexpr int kThreads = V == 1 ? 128 : 256;
 // not suffice.
 template <typename Neuron, typename S, int V>
 constexpr int kLeastBlocks = [] {
-  constexpr bool kMore = Neuron::kStates + Neuron::kParameters > 4;
+  constexpr bool kMore = ResetsAtOnce<Neuron> || Neuron::kStates > 1;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   if (V > 1 && std::is_same_v<S, BFloat16>) return 1;  // there the conversion is several instructions
 #endif
@@ -32,7 +32,7 @@ constexpr int kLeastBlocks = [] {
   return (sizeof(S) == 4 ? (kMore ? 768 : 1024) : (kMore ? 256 : 768)) / kThreads<V>;
 }();
 
-template <typename Neuron, typename S, int V, Reset kReset, bool kRecord>
+template <typename Neuron, typename S, int V, Reset kReset, bool kRecord, bool kFew>
 struct PlainForward {
   using A = Opmath<S>;
   static constexpr int kSteps = kBatch<V>;
@@ -62,8 +62,9 @@ struct PlainForward {
   __device__ __forceinline__ void request(Batch& batch, int count) {
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
-      if (!kWhole && k >= count) continue;  // to break off would take more code
-      batch[k] = get<S, V>(x);
+      const bool there = kWhole || k < count;
+      if (!kFew && !there) continue;  // to break off would take more code
+      if (there) batch[k] = get<S, V>(x);
       advance(x, x_stride);
     }
     in_order();
@@ -77,8 +78,11 @@ struct PlainForward {
     for (int k = 0; k < kSteps; ++k) {
       if (!kWhole && k >= count) continue;
       A current[V], spikes[V];
+      Fired<A> fired[V];
       unpack(batch[k], current);
-      step_all<Neuron, kReset>(current, parameters, state, spikes);
+      step_all<Neuron, kReset>(current, parameters, state, fired);
+#pragma unroll
+      for (int i = 0; i < V; ++i) spikes[i] = fired[i].spk;
       store<V>(spk, spikes);
       advance(spk, N);
       if constexpr (kRecord) {
@@ -100,7 +104,8 @@ struct PlainForward {
   }
 };
 
-template <typename Neuron, typename S, int V, Reset kReset, bool kRecord>
+// kFew: the call has no more steps than a batch.
+template <typename Neuron, typename S, int V, Reset kReset, bool kRecord, bool kFew>
 __global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<Neuron, S, V>)
     forward_plain_kernel(const Forward<Neuron> p) {
   using A = Opmath<S>;
@@ -108,17 +113,24 @@ __global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<Neuron, S, V>)
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   if (first >= p.N) return;
   const int T = static_cast<int>(p.T);
-  PlainForward<Neuron, S, V, kReset, kRecord> neurons(p, first);
+  PlainForward<Neuron, S, V, kReset, kRecord, kFew> neurons(p, first);
   Raw<S, V> now[kSteps], next[kSteps];
   neurons.template request<false>(now, T);
-  States<Neuron, A, V> initial;
+  States<Neuron, A, V> before;
 #pragma unroll
-  for (int s = 0; s < Neuron::kStates; ++s) initial.request(s, offset<A>(p.initial[s], first));
+  for (int s = 0; s < Neuron::kStates; ++s) before.rows[s] = initial<A, V>(p, s, first);
   in_order();
   load_numbers<S, V>(p, first, neurons.parameters);
-  initial.to(neurons.state);
+  before.to(neurons.state);
 
-  int t = 0;
+  int t = kFew ? T : 0;
+  if constexpr (kFew) {
+    if (T == kSteps) {
+      neurons.template compute<true>(0, now, kSteps);
+    } else {
+      neurons.template compute<false>(0, now, T);
+    }
+  }
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   constexpr bool kInPairs = !std::is_same_v<S, BFloat16>;  // two batches would spill its conversions
 #else
@@ -148,26 +160,36 @@ int launch_width(const Forward<Neuron>& p, void* stream) {
   constexpr int V = kForwardWidth<S>;
   if (forward_wants_vectors(p.N, V) && shares_parameters(p) &&
       aligned(p.x, p.initial, p.spk, p.record, p.last, p.rows)) {
-    return launch(forward_plain_kernel<Neuron, S, V, kReset, kRecord>, p.N / V, kThreads<V>, stream, p);
+    if constexpr (ResetsAtOnce<Neuron> && V == 4) {  // eight neurons, or a lighter step, hide the rest
+      if (p.T <= kBatch<V>) {
+        return launch(forward_plain_kernel<Neuron, S, V, kReset, kRecord, true>, p.N / V, kThreads<V>, stream, p);
+      }
+    }
+    return launch(forward_plain_kernel<Neuron, S, V, kReset, kRecord, false>, p.N / V, kThreads<V>, stream, p);
   }
-  return launch(forward_plain_kernel<Neuron, S, 1, kReset, kRecord>, p.N, threads_for(p.N, kThreads<1>), stream, p);
+  return launch(forward_plain_kernel<Neuron, S, 1, kReset, kRecord, false>, p.N, threads_for(p.N, kThreads<1>), stream,
+                p);
 }
 
 template <typename Neuron, typename S>
 int launch_element(const Forward<Neuron>& p, void* stream) {
   if (p.rule.reset == Reset::kZero) return launch_width<Neuron, S, Reset::kZero, false>(p, stream);
-  return given(p.record) == 0 ? launch_width<Neuron, S, Reset::kSubtract, false>(p, stream)
-                              : launch_width<Neuron, S, Reset::kSubtract, true>(p, stream);
+  if constexpr (!ResetsAtOnce<Neuron>) {
+    if (given(p.record) != 0) return launch_width<Neuron, S, Reset::kSubtract, true>(p, stream);
+  }
+  return launch_width<Neuron, S, Reset::kSubtract, false>(p, stream);
 }
 
 template <typename Neuron>
 bool takes(const Forward<Neuron>& p) {
   if (!is_ordinary(p) || p.reduce || p.spk == nullptr || p.bits != nullptr || p.deciding != nullptr) return false;
-  return given(p.record) == 0 || (p.rule.reset == Reset::kSubtract && given(p.record) == Neuron::kStates);
+  const bool subtracts = p.rule.reset == Reset::kSubtract && !ResetsAtOnce<Neuron>;
+  return given(p.record) == 0 || (subtracts && given(p.record) == Neuron::kStates);
 }
 
 template <typename Neuron>
-int forward(const Forward<Neuron>& p, void* stream) {
+int forward(Forward<Neuron> p, void* stream) {
+  set_numbers(p);
   return visit_element<false>(p.dtype,
                               [&](auto element) { return launch_element<Neuron, decltype(element)>(p, stream); });
 }

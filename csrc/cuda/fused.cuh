@@ -15,7 +15,7 @@ struct Fused {
   static __device__ __forceinline__ float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
   static __device__ __forceinline__ float multiply_subtract(float a, float b, float c) { return std::fma(-a, b, c); }
 
-  // 1 / b, of b >= 1 or NaN. A larger b than 2^126 counts as 2^126, whose reciprocal is the least normal number.
+  // 1 / b, of b >= 2^-100 or NaN. A larger b than 2^126 counts as 2^126, whose reciprocal is the least normal number.
   static __device__ __forceinline__ float inverse(float b) {
     constexpr float kMost = 0x1p126f;
     const float within = b > kMost ? kMost : b;
@@ -23,7 +23,6 @@ struct Fused {
     return std::fma(std::fma(-within, about, 1.0f), about, about);
   }
 
- private:
   static __device__ __forceinline__ float reciprocal(float b) {
 #if defined(SNN_EMULATED)
     return 1 / b;
@@ -33,12 +32,28 @@ struct Fused {
     return inverse;
 #endif
   }
+
+  // 2^x of x <= 0 or NaN.
+  static __device__ __forceinline__ float power_of_two(float x) {
+#if defined(SNN_EMULATED)
+    return std::exp2(x);
+#else
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+#endif
+  }
 };
 
-// The derivative at z of the surrogate of a plain kernel, without its numerator.
-__device__ __forceinline__ float derivative(const Rational& of, float z) {
+// The derivative at z of the surrogate of a plain kernel.
+__device__ __forceinline__ float rational(const Slope& of, float z) {
   const float y = Fused::multiply_add(of.a, std::fabs(z), of.shift);
   return Fused::inverse(Fused::multiply_add(y, y, of.rest));
+}
+__device__ __forceinline__ float exponential(const Slope& of, float z) {
+  const float e = Fused::power_of_two(-std::fabs(of.a * z));
+  const float inverse = Fused::reciprocal(Fused::multiply_add(of.rest, e, of.rest));
+  return e * inverse * inverse;
 }
 
 }  // namespace snnfast::cuda

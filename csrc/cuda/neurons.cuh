@@ -71,17 +71,26 @@ __device__ __forceinline__ void load_parameters(const Problem<Neuron>& p, int64_
   }
 }
 
+// State s before the first step, not yet converted.
+template <typename A, int V, typename Neuron>
+__device__ __forceinline__ Raw<A, V> initial(const Problem<Neuron>& p, int s, int64_t first) {
+  const auto* const from = static_cast<const A*>(p.initial[s]);
+  if (from == nullptr) return Raw<A, V>{};
+  if ((p.initial_repeats >> s & 1u) == 0) return get<A, V>(from + first);
+  Pack<A, V> pack;
+  fill(pack.values, *from);
+  return raw_of(pack);
+}
+
 // The states before the first step.
 template <typename Neuron, typename A, int V>
 __device__ __forceinline__ void load_initial(const Problem<Neuron>& p, int64_t first, A (&to)[V][Neuron::kStates]) {
 #pragma unroll
   for (int s = 0; s < Neuron::kStates; ++s) {
-    if (p.initial[s] != nullptr) {
-      load_row(static_cast<const A*>(p.initial[s]) + first, s, to);
-      continue;
-    }
+    A row[V];
+    unpack(initial<A, V>(p, s, first), row);
 #pragma unroll
-    for (int i = 0; i < V; ++i) to[i][s] = A(0);
+    for (int i = 0; i < V; ++i) to[i][s] = row[i];
   }
 }
 

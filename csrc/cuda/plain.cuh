@@ -21,12 +21,35 @@ concept HasPlain =
 
 namespace plain {
 
+// Whether the membrane after a step is not the one that decided its spike. Of such a neuron `rule.delay` says something
+// else, and its step is asked for the membrane that decided. Its only parameter that layers learn is the first.
+template <typename Neuron>
+concept ResetsAtOnce =
+    requires(float h, float (&numbers)[Neuron::kParameters]) { Neuron::after(ResetRule{}, h, numbers); };
+
 // Whether a call fulfils what both passes ask for.
 template <typename Neuron>
 bool is_ordinary(const Problem<Neuron>& p) {
   constexpr int64_t kMost = std::numeric_limits<int>::max() - 64;  // the loops over time count a few batches further
+  const auto loaded = std::ranges::count_if(p.parameters, [](const Parameter& of) { return of.data != nullptr; });
+  if (ResetsAtOnce<Neuron> && loaded > (p.parameters[0].data != nullptr)) return false;
   return p.rule.delay && p.rule.reset != Reset::kNone && p.lengths == nullptr && p.dtype != DType::kDouble && p.T > 0 &&
          p.T < kMost && p.N < kMost;
+}
+
+// Sets what a plain kernel is told of the parameters.
+template <typename Neuron>
+void set_numbers(Problem<Neuron>& p) {
+  constexpr Number kOf[] = {Number::kFloat, Number::kDouble, Number::kHalf, Number::kBFloat16};
+  p.loads = false;
+  p.alike = true;
+  for (int k = 0; k < Neuron::kParameters; ++k) {
+    const auto number = static_cast<float>(p.parameters[k].value);
+    p.numbers[k] = Neuron::kClamped[k] ? clamp_unit(number) : number;
+    if (p.parameters[k].data == nullptr) continue;
+    p.loads = true;
+    p.alike = p.alike && p.parameters[k].type == kOf[static_cast<int>(p.dtype)];
+  }
 }
 
 // Only neurons that share their parameters can share a thread.
@@ -38,7 +61,7 @@ bool shares_parameters(const Problem<Neuron>& p) {
 // Whether the plain backward kernels of a neuron have gradients of parameters. For a neuron that rarely learns them,
 // they are not worth their size.
 template <typename Neuron>
-inline constexpr bool kHasSums = Neuron::kStates == 1;
+inline constexpr bool kHasSums = Neuron::kStates == 1 && !ResetsAtOnce<Neuron>;
 
 // Keeps loads before what follows. The compiler would rather load where a value is used, and wait there.
 __device__ __forceinline__ void in_order() {
@@ -47,48 +70,42 @@ __device__ __forceinline__ void in_order() {
 #endif
 }
 
-// The dtype that the numbers of a layer most often have: S, that of the current.
-template <typename S>
-inline constexpr Number kNumber = std::is_same_v<S, float>  ? Number::kFloat
-                                  : std::is_same_v<S, Half> ? Number::kHalf
-                                                            : Number::kBFloat16;
-
 // Loads the parameters of a thread's neuron, or those that its neurons share. If all have dtype S, all loads are issued
 // before the first conversion waits for one. Callers request their first rows before.
 template <typename S, int V, typename Neuron, typename A>
 __device__ __forceinline__ void load_numbers(const Problem<Neuron>& p, int64_t first, A (&to)[Neuron::kParameters]) {
-  int64_t at[Neuron::kParameters];
-  bool alike = true;
+  constexpr int kLoaded = ResetsAtOnce<Neuron> ? 1 : Neuron::kParameters;
 #pragma unroll
-  for (int k = 0; k < Neuron::kParameters; ++k) {
+  for (int k = 0; k < Neuron::kParameters; ++k) to[k] = p.numbers[k];
+  if (!p.loads) return;
+  int64_t at[kLoaded];
+  bool there[kLoaded];
+#pragma unroll
+  for (int k = 0; k < kLoaded; ++k) {
     const Parameter& parameter = p.parameters[k];
     at[k] = V == 1 ? parameter.at(first) : 0;
-    alike = alike && (parameter.data == nullptr || parameter.type == kNumber<S>);
+    there[k] = kLoaded == 1 || parameter.data != nullptr;
   }
-  S given[Neuron::kParameters] = {};
-  if (alike) {
+  S given[kLoaded] = {};
+  if (p.alike) {
 #pragma unroll
-    for (int k = 0; k < Neuron::kParameters; ++k) {
-      if (p.parameters[k].data != nullptr) given[k] = static_cast<const S*>(p.parameters[k].data)[at[k]];
+    for (int k = 0; k < kLoaded; ++k) {
+      if (there[k]) given[k] = static_cast<const S*>(p.parameters[k].data)[at[k]];
     }
     in_order();
   }
 #pragma unroll
-  for (int k = 0; k < Neuron::kParameters; ++k) {
-    const bool loaded = alike && p.parameters[k].data != nullptr;
-    to[k] = loaded ? static_cast<A>(widen(given[k])) : number<A>(p.parameters[k], at[k]);
+  for (int k = 0; k < kLoaded; ++k) {
+    if (!there[k]) continue;
+    to[k] = p.alike ? static_cast<A>(widen(given[k])) : number<A>(p.parameters[k], at[k]);
     if (kClampedBits<Neuron> >> k & 1u) to[k] = clamp_unit(to[k]);
   }
 }
 
-// States that were requested and not yet converted. Without a row they are 0.
+// States that were requested and not yet converted.
 template <typename Neuron, typename A, int V>
 struct States {
   Raw<A, V> rows[Neuron::kStates];
-
-  __device__ __forceinline__ void request(int s, const A* from) {
-    rows[s] = from != nullptr ? get<A, V>(from) : Raw<A, V>{};
-  }
 
   __device__ __forceinline__ void to(A (&states)[V][Neuron::kStates]) const {
 #pragma unroll
@@ -123,17 +140,18 @@ __device__ __forceinline__ void copy(T (&to)[n], const T (&from)[n]) {
   for (int k = 0; k < n; ++k) to[k] = from[k];
 }
 
-template <typename A>
-__device__ __forceinline__ const A* offset(const void* row, int64_t first) {
-  return row == nullptr ? nullptr : static_cast<const A*>(row) + first;
+// A row, or zeros where the caller has none.
+template <int V, typename S>
+__device__ __forceinline__ Raw<S, V> get_if(bool there, const S* row) {
+  return there ? get<S, V>(row) : Raw<S, V>{};
 }
 
 // The step of each of the V neurons of a thread, which share their parameters.
 template <typename Neuron, Reset kReset, typename A, int V>
 __device__ __forceinline__ void step_all(const A (&x)[V], const A (&parameters)[Neuron::kParameters],
-                                         A (&state)[V][Neuron::kStates], A (&spk)[V]) {
+                                         A (&state)[V][Neuron::kStates], Fired<A> (&fired)[V]) {
 #pragma unroll
-  for (int i = 0; i < V; ++i) spk[i] = Neuron::step(ResetRule{kReset, true}, x[i], state[i], parameters).spk;
+  for (int i = 0; i < V; ++i) fired[i] = Neuron::step(ResetRule{kReset, true}, x[i], state[i], parameters);
 }
 
 }  // namespace plain

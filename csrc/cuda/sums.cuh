@@ -28,7 +28,7 @@ constexpr int threads_in(int bytes) {
 }
 
 // Stores the gradients of the first n parameters, which a thread has summed over time for its neurons. Of a gradient
-// that is one number, it adds their share to `own`. kShared: each of them is.
+// that is one number, `own` gets their share. kShared: each of them is.
 template <bool kShared, typename Neuron, typename A, int V, int n>
 __device__ __forceinline__ void finish_parameters(const Backward<Neuron>& p, int64_t first,
                                                   A (&sums)[V][Neuron::kParameters], double (&own)[n]) {
@@ -49,8 +49,10 @@ __device__ __forceinline__ void finish_parameters(const Backward<Neuron>& p, int
       store_row(static_cast<A*>(p.grad_parameters[k]) + first, k, sums);
       continue;
     }
+    double sum = sums[0][k];
 #pragma unroll
-    for (int i = 0; i < V; ++i) own[k] += sums[i][k];
+    for (int i = 1; i < V; ++i) sum += sums[i][k];
+    own[k] = sum;
   }
 }
 
@@ -70,15 +72,25 @@ __device__ __forceinline__ void put_number(void* to, Number type, double value) 
   }
 }
 
-// Adds up the numbers of the first threads of a block, a power of two, into that of the first one, by halves.
-template <int kParameters, int kThreads>
+// Adds up the numbers of the first threads of a block, a power of two, into that of the first one, by halves. kWhole:
+// these are all that there is room for. The sum of a single parameter, which many calls have, then takes few
+// instructions.
+template <int kParameters, bool kWhole, int kThreads>
 __device__ __forceinline__ void add_up(double (*numbers)[kThreads], unsigned wanted, int threads) {
+  constexpr bool kLean = kWhole && kParameters == 1;
+  [[maybe_unused]] constexpr int kCopies = kLean ? 16 : 1;
   const int thread = static_cast<int>(threadIdx.x);
-  for (int half = threads / 2; half > 0; half /= 2) {
+  [[maybe_unused]] double only = kLean ? numbers[0][thread] : 0;
+#pragma unroll kCopies
+  for (int half = (kWhole ? kThreads : threads) / 2; half > 0; half /= 2) {
     __syncthreads();
+    if constexpr (kLean) {
+      if (thread < half) numbers[0][thread] = only += numbers[0][thread + half];
+    } else {
 #pragma unroll 1
-    for (int k = 0; thread < half && k < kParameters; ++k) {
-      if ((wanted >> k & 1u) != 0) numbers[k][thread] += numbers[k][thread + half];
+      for (int k = 0; thread < half && k < kParameters; ++k) {
+        if ((wanted >> k & 1u) != 0) numbers[k][thread] += numbers[k][thread + half];
+      }
     }
   }
   __syncthreads();
@@ -105,7 +117,7 @@ __device__ __forceinline__ double sum_of_blocks(const double* partial, int first
 
 // All threads of a block call this once. `own` is what the neurons of a thread add to each sum, for the first `threads`
 // of the block. `shared` has a row of doubles for each parameter, and may hold something else before.
-template <int kThreads, typename Neuron, int kParameters>
+template <int kThreads, bool kWhole = false, typename Neuron, int kParameters>
 __device__ __forceinline__ void sum_parameters(const Backward<Neuron>& p, const double (&own)[kParameters],
                                                void* shared, int threads) {
   auto* const numbers = static_cast<double (*)[kThreads]>(shared);
@@ -116,8 +128,8 @@ __device__ __forceinline__ void sum_parameters(const Backward<Neuron>& p, const 
   for (int k = 0; k < kParameters; ++k) {
     if (thread < threads) numbers[k][thread] = own[k];
   }
-  add_up<kParameters>(numbers, p.summed, threads);
-  const bool wanted = thread < kParameters && (p.summed >> thread & 1u) != 0;
+  add_up<kParameters, kWhole>(numbers, p.summed, threads);
+  const bool wanted = thread < kParameters && (kParameters == 1 || (p.summed >> thread & 1u) != 0);
   if (wanted) partial[static_cast<int64_t>(blockIdx.x) * kParameters + thread] = numbers[thread][0];
   __threadfence();
   __syncthreads();
@@ -127,7 +139,7 @@ __device__ __forceinline__ void sum_parameters(const Backward<Neuron>& p, const 
   for (int k = 0; thread < threads && k < kParameters; ++k) {
     if ((p.summed >> k & 1u) != 0) numbers[k][thread] = sum_of_blocks(partial + k, thread, threads, kParameters);
   }
-  add_up<kParameters>(numbers, p.summed, threads);
+  add_up<kParameters, kWhole>(numbers, p.summed, threads);
   if (wanted) put_number(p.grad_parameters[thread], p.sum_types[thread], numbers[thread][0]);
 }
 

@@ -5,6 +5,8 @@
 // sources.
 #pragma once
 
+#include <cmath>
+
 #include "exponential.h"
 #include "scalar.h"
 
@@ -57,23 +59,38 @@ struct FastSigmoid : AsGiven {  // slope
   }
 };
 
-// Both of them as one formula, for kernels that use the same instructions for either:
-// numerator / ((a |z| + shift)^2 + rest). The numbers are arguments of the kernel.
-struct Rational {
-  float a = 0, shift = 0, rest = 0, numerator = 0;
-
-  static Rational of(SurrogateKind kind, const Coefficients& given) {
-    const float a = static_cast<float>(given.a);
-    return kind == SurrogateKind::kATan ? Rational{a, 0, 1, static_cast<float>(given.b)} : Rational{a, 1, 0, 1};
-  }
-};
-
 struct Sigmoid : AsGiven {  // slope
   template <typename T>
   static SNN_HD T derivative(T z, T a, T) {  // even in z, so that an exponential of a non-positive number suffices
     const T e = exp_of_nonpositive(-magnitude(a * z));
     const T y = T(1) + e;
     return a * e / (y * y);
+  }
+};
+
+// ATan and FastSigmoid as one formula, for kernels that use the same instructions for either:
+// 1 / ((a |z| + shift)^2 + rest). Or Sigmoid: e / (rest (1 + e))^2, e = 2^(-a |z|). The numbers are arguments of the
+// kernel.
+struct Slope {
+  float a = 0, shift = 0, rest = 0;
+  bool exponential = false;
+
+  // Whether there is one. Its reciprocals are of numbers far from 0 and infinity.
+  static bool fits(SurrogateKind kind, const Coefficients& given) {
+    constexpr double kLeast = 1e-6, kMost = 1e6;
+    if (kind == SurrogateKind::kFastSigmoid) return given.a >= 0;
+    const bool other = kind == SurrogateKind::kATan || kind == SurrogateKind::kSigmoid;
+    return other && given.a >= kLeast && given.a <= kMost;
+  }
+
+  static Slope of(SurrogateKind kind, const Coefficients& given) {
+    constexpr double kLog2E = 1.44269504088896340736;
+    const auto make = [](double a, double shift, double rest, bool exponential) {
+      return Slope{static_cast<float>(a), static_cast<float>(shift), static_cast<float>(rest), exponential};
+    };
+    if (kind == SurrogateKind::kSigmoid) return make(given.a * kLog2E, 0, 1 / std::sqrt(given.a), true);
+    if (kind == SurrogateKind::kATan) return make(given.a / std::sqrt(given.b), 0, 1 / given.b, false);
+    return make(given.a, 1, 0, false);
   }
 };
 

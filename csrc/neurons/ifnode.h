@@ -11,10 +11,10 @@ struct IFNode {
   static constexpr const char* kName = "ifnode";
   static constexpr int kStates = 1, kParameters = 7;
   static constexpr const char* kStateNames[] = {"v"};
-  // tau divides what leaks, as in LIFNode; rate multiplies it, as in ParametricLIFNode; either is 1 in the other.
+  // rate multiplies what leaks, as in ParametricLIFNode; tau divides it, as in LIFNode; either is 1 in the other.
   // charge: 0 without a leak, 1 with one, 2 if the input decays as well. attached: 1 if the reset has a gradient.
   static constexpr const char* kParameterNames[] = {
-      "tau", "rate", "charge", "attached", "v_reset", "v_threshold", "graded_spikes_factor"};
+      "rate", "tau", "charge", "attached", "v_reset", "v_threshold", "graded_spikes_factor"};
   static constexpr bool kClamped[] = {false, false, false, false, false, false, false};
   static constexpr bool kRecordedMembraneSuffices = false;
   static constexpr bool kAdjointReadsX = true;
@@ -26,7 +26,7 @@ struct IFNode {
 
   template <typename T>
   static SNN_HD T paced(ResetRule rule, T drive, const T (&p)[kParameters]) {
-    return rule.delay ? drive * p[1] : drive * p[1] / p[0];
+    return rule.delay ? drive * p[0] : drive * p[0] / p[1];
   }
 
   // What drives the membrane `v` by its leak.
@@ -52,29 +52,32 @@ struct IFNode {
     return {h, times(fires(h, p[5]), p[6])};
   }
 
-  // As Leaky::adjoint.
-  template <typename T>
+  // As Leaky::adjoint. Where it fuses, `x` is what drives the membrane by its leak, and nothing else is summed than the
+  // gradient of the rate of a neuron with a leak.
+  template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T adjoint(ResetRule rule, T x, const T (&before)[kStates], T h, const Given<T>& given,
                           const T (&grad)[kStates], const T (&p)[kParameters], T (&carry)[kStates],
                           T (&sums)[kParameters]) {
     const T v = before[0], dv = grad[0] + carry[0], s = select(fires(h, p[5]), T(1), T(0));
     const bool soft = rule.reset == Reset::kSubtract, hard = rule.reset == Reset::kZero;
-    T dh = dv, ds = given.spk * p[6];
-    if (soft || hard) {
-      ds -= select(p[3] > T(0), dv * (soft ? p[5] : h - p[4]), T(0));
-      if (soft) sums[5] -= dv * s;
-      if (hard) {
-        sums[4] += dv * s;
-        dh = dv * (T(1) - s);
-      }
+    T dh = hard ? dv * (T(1) - s) : dv, ds = given.spk * p[6];
+    if constexpr (Arithmetic::kFused) {
+      if (p[3] > T(0)) ds = Arithmetic::multiply_subtract(dv, soft ? p[5] : h - p[4], ds);
+      dh = Arithmetic::multiply_add(ds, given.derivative, dh);
+      sums[0] = Arithmetic::multiply_add(dh, x, sums[0]);
+      carry[0] = dh * (p[2] > T(0) ? T(1) - p[0] : T(1));
+      return dh * (p[2] > T(1) ? p[0] : T(1));
     }
+    if (soft || hard) ds -= select(p[3] > T(0), dv * (soft ? p[5] : h - p[4]), T(0));
+    if (soft) sums[5] -= dv * s;
+    if (hard) sums[4] += dv * s;
     const T q = given.through_spike ? ds * given.derivative : T(0);
     sums[5] -= q;
     sums[6] += given.spk * s;
     dh += q;
     const T leak = select(p[2] > T(0), dh, T(0)), drive = driven(x, v, p), flow = paced(rule, leak, p);
-    sums[0] -= flow * drive / p[0];
-    sums[1] += leak * drive / p[0];
+    sums[0] += rule.delay ? leak * drive : leak * drive / p[1];
+    sums[1] -= rule.delay ? flow * drive : flow * drive / p[1];
     sums[4] += flow;
     carry[0] = dh - flow;
     return select(p[2] > T(1), flow, dh);

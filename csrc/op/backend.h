@@ -56,6 +56,8 @@ inline torch::stable::Tensor empty_strided(const torch::stable::Tensor& like, co
 struct CpuBackend {
   // Whether the kernels sum the gradient of a parameter that is one number over all neurons.
   static constexpr bool kSumsParameters = false;
+  // Whether the kernels read a state that is one number for all neurons as such.
+  static constexpr bool kReadsNumbers = false;
 
   static void check_device(const torch::stable::Tensor& t) {
     STD_TORCH_CHECK(t.is_cpu(), "expected tensors on the CPU");
@@ -90,7 +92,7 @@ struct CpuBackend {
 #endif
 
 struct CudaBackend {
-  static constexpr bool kSumsParameters = true;
+  static constexpr bool kSumsParameters = true, kReadsNumbers = true;
 
 #if defined(SNN_EMULATED)
   // An op calls this first, so that outputs which an earlier op left when it failed are forgotten.

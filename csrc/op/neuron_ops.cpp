@@ -91,7 +91,7 @@ struct Common {
     p.N = layout.N;
     p.reduce = option::kReduce.of(options) != 0;
     for (int s = 0; s < Neuron::kStates; ++s) {
-      p.initial[s] = tensors.read(initial[s], Neuron::kStateNames[s], tensors.opmath, kNoRows, /*cast=*/true);
+      p.initial[s] = tensors.read_state(initial[s], Neuron::kStateNames[s], s, p.initial_repeats);
     }
     for (int j = 0; j < Neuron::kParameters; ++j) {
       p.parameters[j] = tensors.parameter(*parameters[j], Neuron::kParameterNames[j]);

@@ -107,7 +107,10 @@ struct Problem {
   bool x_repeats;                // one row is that of every step, as of a constant or an expanded current
   bool reduce;                   // the spikes are summed over time: they and their gradient are [N] instead of [T, N]
   const void* initial[kStates];  // [N] opmath each, or nullptr for zeros
+  unsigned initial_repeats;      // by bits, which of them are one number for all neurons: CUDA only
   Parameter parameters[kParameters];
+  float numbers[kParameters];  // for a plain kernel of CUDA, whose launch sets them: those that the host knows,
+  bool loads, alike;           // whether there are others, and whether all of these have the dtype
 
   // The steps of each sample of a ragged batch, clamped to 0 and T; nullptr: T steps for all. The neurons of a sample
   // are adjacent. After its last step, a sample keeps its states and does not spike.
@@ -172,7 +175,7 @@ struct Backward : Problem<Neuron> {
   bool clamp_closed;                   // whether a clamped parameter gets a gradient at exactly 0 and 1
   SurrogateKind surrogate;             // kNone: no gradient passes through a spike; never kNone with `derivative`
   Coefficients coefficients;
-  Rational rational;  // the same for a plain kernel of CUDA, which sets it at its launch
+  Slope slope;  // the same for a plain kernel of CUDA, whose launch sets it
 
   bool recorded() const { return mem_rec != nullptr || saved == Saved::kSpikes; }
   bool sums_parameters() const { return given(grad_parameters) > 0; }

@@ -100,6 +100,17 @@ class OpTensors {
     return t.has_value() ? read(*t, name, dtype, rows, cast) : nullptr;
   }
 
+  // Reads a state before the first step, [*]. Sets bit `s` of `repeats` if it is one number for all neurons, which the
+  // kernels for CUDA can read.
+  const void* read_state(const MaybeTensor& t, const char* name, int s, unsigned& repeats) {
+    bool one = Backend::kReadsNumbers && t.has_value() && t->scalar_type() == opmath && t->device() == device_ &&
+               layout_.N > 1 && layout_.has_shape(*t, kNoRows);
+    for (int64_t d = 0; one && d < t->dim(); ++d) one = t->size(d) == 1 || t->stride(d) == 0;
+    if (!one) return read(t, name, opmath, kNoRows, /*cast=*/true);
+    repeats |= 1u << s;
+    return t->const_data_ptr();
+  }
+
   // Reads a tensor with a row for every step, or `one` row for all of them. If its rows are one row that was expanded
   // over time, as in the gradient of a sum, only that row is read, and the `stride` from one row to the next is 0.
   const void* read_steps(const MaybeTensor& t, const char* name, ScalarType dtype, bool one, int64_t& stride) {

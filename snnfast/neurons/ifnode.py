@@ -12,7 +12,7 @@ __all__ = ["IFNODE"]
 IFNODE = Neuron(
     "ifnode",
     states=("v",),
-    parameters=("tau", "rate", "charge", "attached", "v_reset", "v_threshold", "graded_spikes_factor"),
+    parameters=("rate", "tau", "charge", "attached", "v_reset", "v_threshold", "graded_spikes_factor"),
 )
 
 
@@ -21,7 +21,7 @@ def whole_step(
     x: Tensor, states: list[Tensor], parameters: Parameters, spike_grad: SpikeGrad, mechanism: str
 ) -> tuple[Tensor, list[Tensor]]:
     """Charge, fire and reset, as in SpikingJelly 2.0.0. ``csrc/neurons/ifnode.h`` describes the parameters."""
-    (v,), (tau, rate, charge, attached, v_reset, threshold, graded) = states, parameters
+    (v,), (rate, tau, charge, attached, v_reset, threshold, graded) = states, parameters
     above = v - v_reset
     driven = torch.where(charge > 1, x - above, -above)
     leaked = torch.where(charge > 0, v + driven * rate / tau, v)

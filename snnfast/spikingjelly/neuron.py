@@ -211,7 +211,7 @@ class BaseNode(StepModule, SpikingLayer):
 
     def _constants(self) -> tuple[float, ...]:
         v_reset, tau = 0.0 if self.v_reset is None else number("v_reset", self.v_reset), self._tau()
-        paces = (tau, 1.0) if _divides(tau) else (1.0, 1 / tau)
+        paces = (1.0, tau) if _divides(tau) else (1 / tau, 1.0)
         return *paces, self._charge(), not self.detach_reset, v_reset, number("v_threshold", self.v_threshold), 1.0
 
     def _tau(self) -> float:
@@ -341,8 +341,8 @@ class ParametricLIFNode(_Leaking):
         self._register()
 
     def _values(self) -> tuple[Tensor, ...]:
-        tau, _, *others = super()._values()
-        return tau, self.w.sigmoid(), *others
+        _, *others = super()._values()
+        return self.w.sigmoid(), *others
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, tau={1 / self.w.detach().sigmoid():g}"

@@ -93,7 +93,7 @@ def test_few_neurons_spread_over_many_multiprocessors(size: int, device: torch.d
     x = torch.rand(2, size, device=device).requires_grad_()
     spk, _ = lif(x, beta=0.9, record_mem=False)
     spk.sum().backward()
-    assert [(blocks, threads) for _, blocks, threads in take_launches()] == [LAUNCHES[size]] * 2
+    assert [(blocks, threads) for _, blocks, threads, _ in take_launches()] == [LAUNCHES[size]] * 2
 
 
 @emulated
@@ -155,10 +155,20 @@ RESET = {"subtract": "(Reset)0", "zero": "(Reset)1"}
 NONE, FIRST, ALL = (f"(Sums){kind}" for kind in range(3))
 
 
-def plain(direction: str, width: int, recorded: bool, *sums: str, dtype: str = "float", reset: str = "subtract") -> str:
-    """The name of a plain kernel, whether it writes or reads the record, and, backward, which parameters it sums."""
-    words = ["Leaky", dtype, str(width), RESET[reset], str(recorded).lower(), *sums]
+def plain(
+    direction: str, width: int, recorded: bool, *sums: str, dtype: str = "float", reset: str = "subtract",
+    of: str = "Leaky", asks: bool = False, few: bool = False,
+) -> str:  # fmt: skip
+    """The name of a plain kernel, whether it writes or reads the record, and, backward, which parameters it sums.
+
+    ``asks``: backward, whether the surrogate may be another one. ``few``: whether it is one of a few steps.
+    """
+    words = [of, dtype, str(width), RESET[reset], str(recorded).lower(), *sums]
+    words += [str(few).lower()] if direction == "forward" else [str(asks).lower(), str(4 if few else 16)]
     return f"{direction}_plain<{', '.join(words)}>"
+
+
+CHUNKED_KERNEL = f"backward_plain_chunked<Leaky, float, 1, (Reset)0, true, {ALL}>"
 
 
 def unrolled(x: Tensor, layer: dict[str, Any], **options: Any) -> Tensor:
@@ -182,9 +192,22 @@ def convolutional(x: Tensor) -> Tensor:
 
 
 EACH = {"beta": torch.linspace(0.5, 0.9, 16), "learn_beta": True}  # a number for each neuron
-LOST = "backward<Leaky, float, 4, true>"  # the general kernel of recorded membranes
 FORWARD, RECORD = plain("forward", 4, False), plain("forward", 4, True)
 BACKWARD, RECORDED = plain("backward", 4, False, NONE), plain("backward", 4, True, NONE)
+ASKING = plain("backward", 4, True, ALL, asks=True)  # of recorded membranes, whatever the reset and the loss
+STRAIGHT = surrogate.straight_through_estimator()
+
+
+def jelly(name: str, few: bool = False, **options: Any) -> Callable[[Tensor], Tensor]:
+    node = getattr(spikingjelly.neuron, name)
+    return lambda x: node(step_mode="m", **options)(x[:4] if few else x)
+
+
+def of_node(*sums: str, reset: str = "zero", few: bool = False, dtype: str = "float") -> list[str]:
+    forward = plain("forward", 4 if dtype == "float" else 8, False, of="IFNode", reset=reset, few=few, dtype=dtype)
+    return [forward, plain("backward", 4, False, *sums, of="IFNode", reset=reset, few=few, dtype=dtype, asks=True)]
+
+
 CHOSEN: dict[str, tuple[Callable[[Tensor], Tensor], list[str]]] = {
     "defaults": (lambda x: unrolled(x, {}), [RECORD, RECORDED]),
     "record_mem=False": (lambda x: unrolled(x, {}, record_mem=False), [FORWARD, BACKWARD]),
@@ -211,12 +234,36 @@ CHOSEN: dict[str, tuple[Callable[[Tensor], Tensor], list[str]]] = {
     ),
     "few neurons, many steps": (
         lambda x: unrolled(x.repeat(20, 1, 1), {}),
-        [RECORD, plain("backward", 1, True, ALL).replace("plain", "plain_chunked")],
+        [RECORD, CHUNKED_KERNEL],
     ),
-    "tutorial 5": (tutorial, [FORWARD, RECORD, LOST, BACKWARD]),
+    "tutorial 5": (tutorial, [FORWARD, RECORD, ASKING, BACKWARD]),
     "convolutions": (convolutional, [FORWARD, BACKWARD]),
-    "a loss on the membrane": (lambda x: snnfast.Leaky(0.9).unroll(x)[1], [RECORD, LOST]),
-    "another surrogate": (lambda x: unrolled(x, {"spike_grad": surrogate.sigmoid()}), [RECORD, LOST]),
+    "a loss on the membrane": (lambda x: snnfast.Leaky(0.9).unroll(x)[1], [RECORD, ASKING]),
+    "sigmoid": (lambda x: unrolled(x, {"spike_grad": surrogate.sigmoid()}), [RECORD, ASKING]),
+    "sigmoid, record_mem=False": (
+        lambda x: unrolled(x, {"spike_grad": surrogate.sigmoid()}, record_mem=False),
+        [FORWARD, plain("backward", 4, False, ALL, asks=True)],
+    ),
+    "reset to zero, recorded": (
+        lambda x: unrolled(x, {"reset_mechanism": "zero"}), ["forward<Leaky, float, 4>", ASKING],
+    ),
+    "another surrogate": (
+        lambda x: unrolled(x, {"spike_grad": STRAIGHT}), [RECORD, "backward<Leaky, float, 4, true>"],
+    ),
+    "four steps": (lambda x: unrolled(x[:4], {}), [RECORD, plain("backward", 4, True, NONE, few=True)]),
+    "four steps, record_mem=False": (
+        lambda x: unrolled(x[:4], {}, record_mem=False), [FORWARD, plain("backward", 4, False, NONE, few=True)],
+    ),
+    "IFNode": (jelly("IFNode"), of_node(NONE)),
+    "LIFNode, four steps": (jelly("LIFNode", few=True), of_node(NONE, few=True)),
+    "LIFNode, soft reset": (jelly("LIFNode", v_reset=None), of_node(NONE, reset="subtract")),
+    "ParametricLIFNode": (jelly("ParametricLIFNode"), of_node(FIRST)),
+    "ParametricLIFNode, soft reset, four steps": (
+        jelly("ParametricLIFNode", few=True, v_reset=None), of_node(FIRST, reset="subtract", few=True),
+    ),
+    "LIFNode(tau=3)": (
+        jelly("LIFNode", tau=3.0), ["forward<IFNode, float, 4>", "backward<IFNode, float, 4, false>"],
+    ),
     "float64": (lambda x: unrolled(x.double(), {}), ["forward<Leaky, double, 1>", "backward<Leaky, double, 1, true>"]),
 }  # fmt: skip
 
@@ -306,6 +353,96 @@ def test_the_shape_alone_decides_which_kernel_runs(device: torch.device) -> None
         spk, _ = lif(x, beta=0.9, num_steps=T, reduce="sum", record_mem=False)
         spk.sum().backward()
         assert is_chunked() == chunked, (T, N)
+
+
+# ---- the nodes of SpikingJelly, and few steps
+
+COUNTS = (*range(1, 20), 32, 33)  # around a few steps, a batch and a chunk
+
+
+def of_both(call: Callable[[], list[Tensor]]) -> list[list[Tensor]]:
+    """What a call has in the emulator, with several neurons to a thread and with one, and on the CPU."""
+    found = []
+    for namespace, least in (("snnfast_emulated", 1), ("snnfast_emulated", DEFAULT), ("snnfast", 1)):
+        ops.use(namespace)
+        set_vector_minimum(least)
+        found.append(call())
+    ops.use("snnfast_emulated")
+    return found
+
+
+def assert_as_on_the_cpu(call: Callable[[], list[Tensor]], results: int, dtype: torch.dtype, why: str) -> None:
+    """Spikes and states, the first results, by their bits, and gradients to rounding; NaN where NaN is."""
+    *emulated_ones, wanted = of_both(call)
+    relative = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    for found in emulated_ones:
+        for i, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
+            if i < results:
+                assert_bits_equal(ours, theirs, why)
+            else:
+                assert_close(ours, theirs, relative, why, scale=float(theirs.dim() == 0))  # a sum may cancel out
+
+
+@emulated
+@pytest.mark.parametrize("kind", ["IFNode", "LIFNode", "ParametricLIFNode"])
+@pytest.mark.parametrize("gradient", ["Sigmoid", "ATan"])
+def test_nodes_of_every_number_of_steps(kind: str, gradient: str, device: torch.device) -> None:
+    """Hard and soft resets, with a gradient and without, inputs that decay or not, in all dtypes; with NaN."""
+    choices = itertools.cycle(itertools.product((0.0, None, -0.25), (True, False), (True, False), (False, True)))
+    for steps, dtype in itertools.product(COUNTS, (torch.float32, *HALVES)):
+        v_reset, detach, decay, wild = next(choices)
+        generator = torch.Generator().manual_seed(steps)
+        x = torch.randn(steps, 3, 8, generator=generator) * 1.5 + 0.5
+        weights = torch.randn(steps, 3, 8, generator=generator).to(dtype)
+        if wild and dtype == torch.float32:  # NaN of half precision may look like poison
+            x[steps // 2, 1, 3], x[0, 2, 5] = float("nan"), float("inf")
+        given = x.to(dtype).requires_grad_()
+        options = {"v_reset": v_reset, "detach_reset": detach, "step_mode": "m", "v_threshold": 0.75}
+        if kind != "IFNode":
+            options["decay_input"] = decay
+        node = getattr(spikingjelly.neuron, kind)(
+            surrogate_function=getattr(spikingjelly.surrogate, gradient)(), **options
+        )
+
+        def call(node: Any = node, x: Tensor = given, weights: Tensor = weights) -> list[Tensor]:
+            node.reset()
+            spk = node(x)
+            return [spk, node.v, *torch.autograd.grad(spk, [x, *node.parameters()], weights)]
+
+        assert_as_on_the_cpu(call, 2, dtype, f"{steps} steps, {dtype}, {options}, wild {wild}")
+
+
+@emulated
+def test_recorded_calls_of_every_surrogate_reset_and_loss(device: torch.device) -> None:
+    losses_of = ((1.0, 0.0), (0.0, 1.0), (1.0, 0.5))  # of the spikes and of the membranes
+    resets, learned = ("subtract", "zero"), ({}, {"learn_beta": True}, {"learn_beta": True, "learn_threshold": True})
+    choices = itertools.cycle(itertools.product(losses_of, resets, ("sigmoid", "atan"), learned))
+    for steps in COUNTS:
+        for (of_spk, of_mem), reset, gradient, learns in itertools.islice(choices, 7):
+            layer = snnfast.Leaky(0.8, reset_mechanism=reset, spike_grad=getattr(surrogate, gradient)(), **learns)
+            x = (torch.rand(steps, 3, 8, generator=torch.Generator().manual_seed(steps)) * 2).requires_grad_()
+
+            def call(layer: Any = layer, x: Tensor = x, of_spk: float = of_spk, of_mem: float = of_mem) -> list[Tensor]:
+                spk, mem = layer.unroll(x)
+                loss = sum(factor * t.cos().sum() for factor, t in ((of_spk, spk), (of_mem, mem)) if factor)
+                return [spk, mem, *torch.autograd.grad(loss, [x, *layer.parameters()])]
+
+            assert_as_on_the_cpu(call, 2, torch.float32, f"{steps}, {of_spk}, {of_mem}, {reset}, {gradient}, {learns}")
+
+
+@emulated
+def test_a_start_that_is_one_number_is_read_as_one(device: torch.device) -> None:
+    """An expanded number takes no copy, in any kernel, and has the numbers of a tensor of all of them."""
+    for steps, reset, dtype in itertools.product((3, 18), ("subtract", "zero"), (torch.float32, torch.float64)):
+        x, number = torch.rand(steps, 3, 8, dtype=dtype, requires_grad=True), torch.tensor(0.25, dtype=dtype)
+        found = []
+        for start in (number.expand(3, 8), number.expand(3, 8).clone()):
+            with Operators() as ran:
+                spk, _ = lif(x, start, beta=0.9, reset_mechanism=reset, record_mem=False)
+                found.append([spk, *torch.autograd.grad(spk.square().sum(), x)])
+            assert not {name for name in ran.names if "copy" in name or "fill" in name}
+        assert_bits_equal(found[0][0], found[1][0])
+        assert_bits_equal(found[0][1], found[1][1])
 
 
 # ---- the gradient of a parameter that is one number over all neurons is summed by the kernel

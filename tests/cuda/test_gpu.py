@@ -86,7 +86,7 @@ def assert_as_on_cpu(found: dict[str, Tensor], case: Case, seed: int = 0) -> Non
             assert_bits_equal(found[name], expected, f"{case}: {name}")
 
 
-@pytest.mark.parametrize("name", [*workload.LAYERS, "LIFNode"])
+@pytest.mark.parametrize("name", [*workload.LAYERS, "LIFNode", "ParametricLIFNode"])
 def test_every_kernel_has_the_results_of_the_cpu(name: str) -> None:
     """In calls that launch all kernels, which the emulator shows."""
     for call in workload.watched():

@@ -195,6 +195,7 @@ def load() -> ctypes.CDLL:
     # Whatever allows 16-byte accesses takes them: test shapes are small.
     library.snnfast_set_vector_minimum(ctypes.c_int64(1))
     library.snnfast_take_launches.restype = ctypes.c_int64
+    library.snnfast_parameters_of.restype = ctypes.c_void_p
     return library
 
 
@@ -209,6 +210,7 @@ class Launch(NamedTuple):
     kernel: str
     blocks: int
     threads: int  # of a block
+    parameters: bytes = b""  # as the kernel finds them
 
 
 @functools.cache
@@ -221,10 +223,17 @@ def kernels() -> dict[int, str]:
 
 def take_launches(most: int = 1 << 14) -> list[Launch]:
     """The launches since the last time that it was asked."""
-    found = (ctypes.c_int64 * 3 * most)()
+    found = (ctypes.c_int64 * 4 * most)()
     number = load().snnfast_take_launches(found, most)
     assert number <= most
-    return [Launch(kernels()[at], blocks, threads) for at, blocks, threads in found[:number]]
+    parameters = [
+        ctypes.string_at(load().snnfast_parameters_of(ctypes.c_int64(i)), size)
+        for i, (*_, size) in enumerate(found[:number])
+    ]
+    return [
+        Launch(kernels()[at], blocks, threads, of)
+        for (at, blocks, threads, _), of in zip(found[:number], parameters, strict=True)
+    ]
 
 
 def set_vector_minimum(neurons: int) -> None:

@@ -259,7 +259,8 @@ void set_seed(unsigned seed) { current_seed = seed; }
 
 std::vector<Launch> take_launches() { return std::exchange(launches, {}); }
 
-int run_grid(const void* kernel, dim3 grid, dim3 block, void (*run)(const void*), const void* of) {
+int run_grid(const void* kernel, dim3 grid, dim3 block, void (*run)(const void*), const void* of,
+             std::vector<unsigned char> parameters) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > 1024 || block.z > 64 || grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 ||
       grid.y > 65535 || grid.z == 0 || grid.z > 65535) {
@@ -274,7 +275,7 @@ int run_grid(const void* kernel, dim3 grid, dim3 block, void (*run)(const void*)
   position.block_size = block;
   position.grid_size = grid;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  launches.push_back({kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads)});
+  launches.push_back({kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads), std::move(parameters)});
   for (uint64_t i = 0; i < blocks && running.fault.empty(); ++i) {
     run_block(static_cast<unsigned>(current_seed % 2 == 1 ? blocks - 1 - i : i));
   }

@@ -60,11 +60,13 @@ void set_seed(unsigned seed);
 struct Launch {
   const void* kernel;
   unsigned blocks, threads;
+  std::vector<unsigned char> parameters;  // the only one of a kernel that has one, as it lies in memory
 };
 // Those since the call before.
 std::vector<Launch> take_launches();
 
-int run_grid(const void* kernel, dim3 grid, dim3 block, void (*run)(const void*), const void* of);
+int run_grid(const void* kernel, dim3 grid, dim3 block, void (*run)(const void*), const void* of,
+             std::vector<unsigned char> parameters);
 const char* error_string(int error);  // for a fault of the kernel itself, of the last launch that had one
 
 // kernel<<<grid, block>>>(arguments...), to its end. Returns a cudaError_t, 0 for success.
@@ -72,9 +74,15 @@ template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Arguments&... arguments) {
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a kernel takes 4 KiB of parameters at most");
   const auto body = [&] { kernel(arguments...); };
+  std::vector<unsigned char> parameters;
+  if constexpr (sizeof...(Arguments) == 1 && (std::is_same_v<Parameters, Arguments> && ...)) {
+    const void* const only[] = {&arguments...};
+    const auto* const bytes = static_cast<const unsigned char*>(only[0]);
+    parameters.assign(bytes, bytes + (sizeof(Arguments) + ...));
+  }
   return run_grid(
       reinterpret_cast<const void*>(kernel), grid, block, [](const void* of) { (*static_cast<decltype(&body)>(of))(); },
-      &body);
+      &body, std::move(parameters));
 }
 
 }  // namespace emulator

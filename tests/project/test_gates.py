@@ -1,13 +1,15 @@
 """What the gates of the CUDA kernels read out of the compiler's reports, and when they fail. Needs no compiler."""
 
+import struct
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 import setup
-from tools.gates import analysis, arithmetic, budgets, compile, memory, occupancy, sass
+from tools.gates import analysis, arithmetic, budgets, compile, kernels, memory, occupancy, sass, thread
 from tools.gates.__main__ import kernel_gates, library_gates, rounding_gate, wanted
 from tools.gates.analysis import Resources
 from tools.gates.budgets import Taken
@@ -173,3 +175,47 @@ def test_each_gate_of_a_kernel_can_fail() -> None:
         (problem,) = [problem for gate in kernel_gates([record(**changes)], THREADS) for problem in gate.problems]
         assert problem.startswith(f"{NAME}, 9.0: ")
         assert why in problem
+
+
+# Counts a number of steps in its parameters down, and leaves if there is none; what it loads decides nothing.
+LOOP = f"""\
+	.section	.text.{FORWARD},"ax",@progbits
+.text.{FORWARD}:
+        /*0000*/                   S2R R2, SR_TID.X ;
+        /*0010*/                   IMAD.WIDE.U32 R2, R2, c[0x0][RZ], RZ ;
+        /*0020*/                   ULDC.64 UR4, c[0x0][0x210] ;
+        /*0030*/                   ISETP.EQ.U32.AND P0, PT, RZ, UR4, PT ;
+        /*0040*/                   ISETP.EQ.AND.EX P0, PT, RZ, UR5, PT, P0 ;
+        /*0050*/               @P0 EXIT ;
+        /*0060*/                   MOV R4, UR4 ;
+.L_time:
+        /*0070*/                   LDG.E R8, desc[UR22][R2.64] ;
+        /*0080*/                   FADD R9, R9, R8 ;
+        /*0090*/                   IADD3 R4, P1, R4, -0x1, RZ ;
+        /*00a0*/                   ISETP.NE.AND P2, PT, R4, RZ, PT ;
+        /*00b0*/               @P2 BRA `(.L_time) ;
+        /*00c0*/                   EXIT ;
+"""
+
+
+def test_the_instructions_of_a_launch_are_counted() -> None:
+    class Launch(NamedTuple):
+        parameters: bytes
+        blocks: int = 3
+        threads: int = 64
+
+    for steps, instructions in ((0, 6), (1, 7 + 5 + 1), (25, 7 + 25 * 5 + 1)):
+        assert thread.issued(code(LOOP), Launch(struct.pack("<q", steps)), 5) == instructions
+    by_data = LOOP.replace("ISETP.NE.AND P2, PT, R4, RZ", "FSETP.GT.AND P2, PT, R9, RZ")
+    with pytest.raises(thread.UnknownError, match="@P2 BRA"):
+        thread.issued(code(by_data), Launch(struct.pack("<q", 1)))
+
+
+def test_kernels_of_a_few_steps_have_no_loop() -> None:
+    few = "backward_plain<Leaky, float, 4, (Reset)0, false, (Sums)0, false, 4>"
+    assert not kernels.has_loop(few)
+    assert kernels.has_loop(few.replace("4>", "16>"))
+    assert kernels.has_loop(NAME)
+    wide = memory.Accesses(("LDG.E.128", "STG.E.128", "LDG.E.U8"))
+    assert wide.problems(4)
+    assert replace(wide, once=True).problems(4) == []

@@ -1,7 +1,8 @@
 """Everything that can be known of the CUDA kernels without a GPU, in one table; the exit code says whether it holds.
 
 Looks at the architectures of ``TORCH_CUDA_ARCH_LIST``; without it, at all that a wheel has. Needs nvcc; and nvdisasm
-and cuobjdump, which ``pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump`` brings.
+and cuobjdump, which ``pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump`` brings. Ordinary calls run in the
+emulator, so that the instructions of whole launches can be counted.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import setup
 
-from . import analysis, arithmetic, budgets, compile, kernels, occupancy
+from . import analysis, arithmetic, budgets, compile, kernels, launches, occupancy
 from .analysis import Measured
 
 MOST_MEGABYTES = 7.2  # of the machine code and PTX of all architectures, as compressed: half of the wheel
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         texts = [path.read_text() for path in ptx]
         asked = [unit for unit in units if unit.architecture in architectures]
         measured = analysis.analyse(asked, nvdisasm, cuobjdump)
+        of_launches = [unit for unit in asked if unit.architecture == launches.ARCHITECTURE]
+        counted = launches.counted(analysis.code(of_launches, nvdisasm)) if of_launches else []
     measured.sort(key=lambda m: (m.name, architectures.index(m.architecture)))
     bounds = {symbol: bound for text in texts for symbol, bound in analysis.threads(text).items()}
     threads = {name: bounds[symbol] for symbol, name in kernels.names(bounds).items()}
@@ -71,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(LEGEND)
     print_columns(table(measured, threads))
     print()
+    print_columns(launches.table(counted))
+    print()
+    absent = "" if counted else f"TORCH_CUDA_ARCH_LIST: without {launches.ARCHITECTURE}"
+    gates.append(Gate("instructions of whole launches of ordinary calls", launches.problems(counted), absent))
     gates += [rounding_gate(texts), budget_gate(nvcc, architectures, taken, budgets.FILE)]
     return 0 if show([*gates, *kernel_gates(measured, threads)]) else 1
 
@@ -127,7 +134,7 @@ def kernel_gates(measured: Sequence[Measured], threads: Mapping[str, int]) -> li
         gate("machine code of forward: no multiply-add of floating-point numbers", lambda m: m.roundings),
         gate(
             "vector kernels: 16 bytes, or all of a thread, at a time in loops over time",
-            lambda m: m.accesses.problems(kernels.width(m.name), kernels.unrolled(m.name)),
+            lambda m: m.accesses.problems(kernels.width(m.name)),
         ),
         gate("no local memory", lambda m: m.accesses.local),
         gate("a block fits on the card", lambda m: [] if m.occupied(threads[m.name]) else ["no block fits"]),

@@ -64,6 +64,13 @@ def analyse(units: Iterable[Unit], nvdisasm: str, cuobjdump: str) -> list[Measur
         return [found for of_unit in pool.map(partial(_analyse, nvdisasm, cuobjdump), units) for found in of_unit]
 
 
+def code(units: Iterable[Unit], nvdisasm: str) -> list[sass.Kernel]:
+    """The machine code of all kernels of some units."""
+    commands = [[nvdisasm, "-c", str(unit.cubin)] for unit in units]
+    texts = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands]
+    return [kernel for text in texts for kernel in sass.parse(text)]
+
+
 def _analyse(nvdisasm: str, cuobjdump: str, unit: Unit) -> list[Measured]:
     file = str(unit.cubin)
     commands = [nvdisasm, "-c", file], [cuobjdump, "-res-usage", file]
@@ -88,11 +95,10 @@ def records(architecture: str, disassembly: str, resources: Mapping[str, Resourc
         raise ValueError(f"{architecture}: cuobjdump and nvdisasm tell of different kernels")
     found = []
     for symbol, name in kernels.names(code).items():
-        kernel, looped = code[symbol], code[symbol].longest_loop()
-        if kernels.unrolled(name):
-            looped = set(range(len(kernel.instructions)))
-        accesses = memory.accesses(kernel, looped, kernels.access(name))
-        divides = any(neuron in name for neuron in arithmetic.DIVIDING)
+        kernel, has_loop = code[symbol], kernels.has_loop(name)
+        looped = kernel.longest_loop() if has_loop else set(range(len(kernel.instructions)))
+        accesses = memory.accesses(kernel, looped, kernels.access(name), once=not has_loop)
+        divides = any(neuron in name for neuron in arithmetic.DIVIDING) and "_plain<" not in name
         roundings = arithmetic.fused(kernel) if name.startswith("forward") and not divides else []
         found.append(Measured(name, architecture, resources[symbol], accesses, len(looped), roundings))
     return found

@@ -29,7 +29,7 @@ _REGISTER = re.compile(r"%[a-z]+\d+")
 _BOUND = "0f7E800000"  # 2^126
 _ADJOINTS = ("backward_plain", "backward_norm")
 DIVIDING = ("IFNode",)
-"""Neurons whose step divides floating-point numbers."""
+"""Neurons whose step divides floating-point numbers, but in a plain kernel."""
 
 
 def ptx_problems(ptx: str) -> dict[str, list[str]]:
@@ -46,7 +46,8 @@ def ptx_problems(ptx: str) -> dict[str, list[str]]:
 
 
 def _for_gradients(name: str, rest: str) -> bool:
-    return (name == "fma" and rest in (".rn.f32", ".rn.f64")) or (name, rest) == ("rcp", ".approx.ftz.f32")
+    approximate = name in ("rcp", "ex2") and rest == ".approx.ftz.f32"
+    return (name == "fma" and rest in (".rn.f32", ".rn.f64")) or approximate
 
 
 def inexact_decisions(text: str) -> list[str]:

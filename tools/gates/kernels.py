@@ -41,6 +41,8 @@ def steps(name: str) -> int | None:
     with one neuron to a thread, and of 4 steps otherwise; on 7.5, those in bfloat16 take one batch. The loops of all
     other kernels have branches.
     """
+    if not has_loop(name):
+        return None
     if name.startswith("backward_plain<"):
         return 16
     if name.startswith("forward_plain<"):
@@ -48,9 +50,12 @@ def steps(name: str) -> int | None:
     return None
 
 
-def unrolled(name: str) -> bool:
-    """Whether a kernel has all steps in registers, and so no loop over time."""
-    return "_norm<" in name
+def has_loop(name: str) -> bool:
+    """Whether there is a loop over time. Plain kernels of a few steps have none, by their last template argument.
+
+    Those behind a batch normalisation have none either.
+    """
+    return not re.match(r"forward_plain<.*, true>|backward_plain<.*, 4>|\w+_norm<", name)
 
 
 def _arguments(name: str) -> tuple[str, int]:

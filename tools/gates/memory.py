@@ -17,6 +17,7 @@ class Accesses:
     looped: tuple[str, ...] = ()  # loads and stores in the loop over time
     local: tuple[str, ...] = ()  # accesses to local memory, anywhere
     least: int = 16
+    once: bool = False  # there is no such loop, but each step by itself, and what comes before and after beside them
 
     @property
     def narrow(self) -> tuple[str, ...]:
@@ -28,20 +29,19 @@ class Accesses:
         """Bytes of the accesses to local memory."""
         return sum(map(_bytes, self.local))
 
-    def problems(self, neurons: int, unrolled: bool = False) -> list[str]:
-        """Why this is no kernel of so many neurons to a thread that accesses ``least`` bytes at a time.
-
-        One with all steps in registers also loads numbers of channels; its budget has the accesses that are narrow.
-        """
+    def problems(self, neurons: int) -> list[str]:
+        """Why this is no kernel of so many neurons to a thread that accesses ``least`` bytes at a time."""
         if neurons == 1:  # which has no vectors
             return []
-        wrong = [opcode for opcode in self.narrow if _bytes(opcode) not in [size * neurons for size in _STORED_BYTES]]
+        allowed = [size * neurons for size in _STORED_BYTES]
+        wrong = [opcode for opcode in self.narrow if not self.once and _bytes(opcode) not in allowed]
         found = []
-        if wrong and not unrolled:
+        if wrong:
             kinds = ", ".join(f"{wrong.count(opcode)} {opcode}" for opcode in sorted(set(wrong)))
             found.append(f"accesses under {self.least} bytes in the loop over time: {kinds}")
         wide = {_GLOBAL[opcode.split(".")[0]] for opcode in self.looped if _bytes(opcode) >= self.least}
-        missing = [kind for kind in ("loads",) + ("stores",) * (not unrolled) if kind not in wide]
+        # Without a loop, a kernel may only sum.
+        missing = [kind for kind in ("loads",) + ("stores",) * (not self.once) if kind not in wide]
         return found + [f"no {kind} of {self.least} bytes in a loop over time" for kind in missing]
 
 
@@ -53,9 +53,9 @@ def _bytes(opcode: str) -> int:
     return 4
 
 
-def accesses(kernel: Kernel, looped: set[int], least: int = 16) -> Accesses:
-    """Find the accesses. ``looped``: the instructions of the loop over time."""
+def accesses(kernel: Kernel, looped: set[int], least: int = 16, once: bool = False) -> Accesses:
+    """Find the accesses. ``looped``: the instructions of the loop over time; or all, if there is none (``once``)."""
     pairs = [(at in looped, i.opcode.split(".")[0], i.opcode) for at, i in enumerate(kernel.instructions)]
     over_time = [opcode for inside, name, opcode in pairs if name in _GLOBAL and inside]
     local = [opcode for _, name, opcode in pairs if name in _LOCAL]
-    return Accesses(tuple(over_time), tuple(local), least)
+    return Accesses(tuple(over_time), tuple(local), least, once)

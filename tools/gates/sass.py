@@ -16,7 +16,7 @@ _PREDICATE = re.compile(r"!?U?P\d\b")
 class Instruction(NamedTuple):
     opcode: str  # with its modifiers
     operands: str
-    predicated: bool
+    guard: str  # the predicate without which it does nothing, as ``@!P0``; or empty
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Kernel:
     def successors(self) -> list[list[int]]:
         """Where each instruction may lead. A call leads to what follows it; the subroutine is not followed."""
         found = []
-        for i, (opcode, operands, predicated) in enumerate(self.instructions):
+        for i, (opcode, operands, guard) in enumerate(self.instructions):
             name = opcode.split(".")[0]
             following = [i + 1] if i + 1 < len(self.instructions) else []
             # A call of a label never returns: it is a jump.
@@ -38,11 +38,11 @@ class Kernel:
                 targets = _TARGETS.search(operands)
                 if targets is None:
                     raise ValueError(f"{self.symbol}: no target of {opcode} {operands}")
-                conditional = name in ("BRA", "CALL") and (predicated or _PREDICATE.match(operands))
+                conditional = name in ("BRA", "CALL") and (guard or _PREDICATE.match(operands))
                 labels = (targets[1] or targets[2]).split(",")
                 found.append([*(self.labels[label] for label in labels), *(following if conditional else ())])
             else:
-                found.append([] if name in ("EXIT", "RET") and not predicated else following)
+                found.append([] if name in ("EXIT", "RET") and not guard else following)
         return found
 
     def longest_loop(self) -> set[int]:
@@ -64,5 +64,5 @@ def parse(text: str) -> list[Kernel]:
         elif label := _LABEL.match(line):
             kernels[-1].labels[label[1]] = len(kernels[-1].instructions)
         elif found := _INSTRUCTION.match(line):
-            kernels[-1].instructions.append(Instruction(found[2], found[3], found[1] is not None))
+            kernels[-1].instructions.append(Instruction(found[2], found[3], (found[1] or "").strip()))
     return kernels
