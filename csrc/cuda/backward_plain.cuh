@@ -61,7 +61,7 @@ std::optional<int> visit(Backward<Neuron> p, F&& f) {
         if (sums) return in_float(Kind<kSubtract, true, Sums::kAll>{});
         return in_float(Kind<kSubtract, true, Sums::kNone>{});
       }
-      const bool open = fits || p.surrogate == SurrogateKind::kNone;
+      const bool open = fits || (p.surrogate == SurrogateKind::kNone && given(p.grad_record) != 0);
       if (recorded) return open ? std::optional(in_float(Kind<kSubtract, true, Sums::kAll, true>{})) : std::nullopt;
       if (of_spikes && sigmoid && subtracts && p.dtype == DType::kFloat) {
         return in_float(Kind<kSubtract, false, Sums::kAll, true>{});

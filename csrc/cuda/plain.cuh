@@ -21,12 +21,6 @@ concept HasPlain =
 
 namespace plain {
 
-// Whether the membrane after a step is not the one that decided its spike. Of such a neuron `rule.delay` says something
-// else, and its step is asked for the membrane that decided. Its only parameter that layers learn is the first.
-template <typename Neuron>
-concept ResetsAtOnce =
-    requires(float h, float (&numbers)[Neuron::kParameters]) { Neuron::after(ResetRule{}, h, numbers); };
-
 // Whether a call fulfils what both passes ask for.
 template <typename Neuron>
 bool is_ordinary(const Problem<Neuron>& p) {

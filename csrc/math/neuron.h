@@ -71,6 +71,11 @@ SNN_HD Fired<T> fire(ResetRule rule, T v, Mask r, T threshold, T graded, T& mem)
   return {v, times(s, graded)};
 }
 
+// A neuron that resets a membrane at once, so that the membrane after a step is not the one that decided its spike:
+// `rule.delay` is free for something else. The only parameter that its layers learn is the first.
+template <typename Neuron>
+concept ResetsAtOnce = requires(float v, const float (&p)[Neuron::kParameters]) { Neuron::after(ResetRule{}, v, p); };
+
 // Whether a membrane, v, spikes.
 template <typename Neuron, typename T>
 SNN_HD auto fires(T v, T threshold) {
@@ -84,7 +89,7 @@ SNN_HD auto fires(T v, T threshold) {
 // The membrane after a step, of the one that decided its spike. `r`: it was reset for an earlier spike.
 template <typename Neuron, typename Mask, typename T>
 SNN_HD T membrane_after(ResetRule rule, T v, Mask r, const T (&p)[Neuron::kParameters]) {
-  if constexpr (requires { Neuron::after(rule, v, p); }) {
+  if constexpr (ResetsAtOnce<Neuron>) {
     return Neuron::after(rule, v, p);
   } else {
     fire(rule, v, r, p[Neuron::kParameters - 2], T(0), v);

@@ -42,12 +42,10 @@ std::string declare(const char* type, const char* before, const char* const (&na
 template <typename Neuron>
 inline constexpr bool kHasSpikeFeedback = std::string_view(Neuron::kStateNames[0]) == "spk";
 
-// Whether the membrane after a step depends on the spike of that very step. A neuron with an after() of its own delays
-// no reset, whatever `rule.delay` is.
+// Whether the membrane after a step depends on the spike of that very step.
 template <typename Neuron>
 bool resets_at_once(ResetRule rule) {
-  constexpr bool kNeverDelays = requires(float h, const float (&p)[Neuron::kParameters]) { Neuron::after(rule, h, p); };
-  return rule.reset != Reset::kNone && (kNeverDelays || !rule.delay);
+  return rule.reset != Reset::kNone && (ResetsAtOnce<Neuron> || !rule.delay);
 }
 
 // The arguments that both ops of a neuron have: their last tensors and their first options.

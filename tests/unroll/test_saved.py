@@ -169,7 +169,10 @@ def test_what_the_gradients_need_decides_what_is_saved(chosen: list[int], device
 @neurons
 @pytest.mark.parametrize("steps", [*range(19), 24, 25, 31, 32, 33, 40, 65], ids=lambda n: f"T{n}")
 def test_every_mode_tells_the_same_gradients(steps: int, neuron: str, device: torch.device) -> None:
-    """Bit for bit: from checkpoints, from the recorded membrane, from spikes."""
+    """Bit for bit: from checkpoints, from the recorded membrane, from spikes.
+
+    To rounding where a kernel for CUDA fuses: it has one for a loss on membranes that are recorded.
+    """
     choices = {"shape": ((3, 10), (2, 64), (1, 77)), "delay": (True,), "spike_grad": FROM_SPIKES}
     variants = ("unroll", "constant", "count", "count+constant")
     for i, case in enumerate(random_cases(8, steps, neuron=(neuron,), steps=(steps,), variant=variants, **choices)):
@@ -181,8 +184,12 @@ def test_every_mode_tells_the_same_gradients(steps: int, neuron: str, device: to
             given = backward_arguments(case, device, saved=saved, seed=i)
             given |= {name: exact[name] for name in ("surrogate", "p0", "p1")}
             wanted = [g for j, g in enumerate(call_op(op, exact)) if told(case, saved) >> j & 1]
+            fuses = not _ops.saves_spikes(device) and given.get("grad_mem_rec") is not None
             for a, b in zip(call_op(op, given), wanted, strict=True):
-                assert_bits_equal(a, b, f"{case}: saved {saved}")
+                if fuses:
+                    assert_close(a, b, 1e-6, f"{case}: saved {saved}", scale=float(steps))
+                else:
+                    assert_bits_equal(a, b, f"{case}: saved {saved}")
 
 
 @emulated_if_thorough

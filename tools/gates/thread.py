@@ -72,13 +72,14 @@ class _Thread:
                 if name == "BRA" and _PREDICATE.match(of[0]):
                     also = self.truth(of[0])
                     holds = False if holds is False or also is False else None if None in (holds, also) else True
-                target = re.search(r"`\((\.L[^)]*)\)", operands)
+                # A table only tells the dtype of a number that is loaded, and all ways from it are about as long.
+                target = re.search(r"`\((\.L[^)]*)\)|BRANCH_TARGETS (\.L\w+)", operands)
                 if holds is None or (holds and name != "EXIT" and target is None):
                     raise UnknownError(f"{self.kernel.symbol}: {guard} {opcode} {operands}")
                 if holds and name == "EXIT":
                     return count
                 if holds and target is not None:
-                    at = self.kernel.labels[target[1]]
+                    at = self.kernel.labels[target[1] or target[2]]
             elif holds is not False and name not in _NOTHING:
                 self.execute(name, modifiers, of, known=holds is True)
 
