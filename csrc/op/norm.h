@@ -88,7 +88,7 @@ namespace cuda {
 bool norm_wants_vectors(int64_t neurons, std::initializer_list<const void*> rows);
 int norm_statistics(const Statistics& problem, void* stream);
 template <typename Neuron>
-int norm_forward(const ForwardNorm<Neuron>& problem, void* stream);
+int norm_forward(ForwardNorm<Neuron> problem, void* stream);
 template <typename Neuron>
 int norm_backward(BackwardNorm<Neuron> problem, void* stream);
 }  // namespace cuda
