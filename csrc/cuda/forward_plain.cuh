@@ -27,6 +27,7 @@ constexpr int kLeastBlocks = [] {
 #endif
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   if (V == 1 && kMore) return (sizeof(S) == 4 ? 512 : 640) / kThreads<V>;  // without a spill
+  if (ResetsAtOnce<Neuron> && V == 4) return 512 / kThreads<V>;            // as here
 #endif
   if (V == 1) return (kMore || sizeof(S) == 2 ? 896 : 1024) / kThreads<V>;
   return (sizeof(S) == 4 ? (kMore ? 768 : 1024) : (kMore ? 256 : 768)) / kThreads<V>;
