@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -68,12 +68,14 @@ def in_parts(
     again = _Again(net, holding)
     steps = x.shape[0] if num_steps is None else num_steps
     results = []
-    for start in range(0, steps, size):
+    # By ``split``: the backward pass of each slice would make a gradient of all steps.
+    rows: Sequence[Tensor] = torch.split(x, size) if num_steps is None else ()
+    for i, start in enumerate(range(0, steps, size)):
         n = min(size, steps - start)
         given = [*map(_held, holding), *(entry if isinstance(entry, tuple | list) else (entry,) for entry in states)]
         result, states = checkpoint(
             partial(_part, run, None if num_steps is None else n, holding, list(map(len, given))),
-            x[start : start + n] if num_steps is None else x,
+            x if num_steps is not None else rows[i],
             None if lengths is None else (lengths - start).clamp(0, n),
             *chain.from_iterable(given),
             use_reentrant=False,
@@ -111,30 +113,39 @@ _Module = tuple[nn.Module, dict[str, Tensor | None], dict[str, Tensor | None], b
 class _Again:
     """Parameters, buffers, held states and modes: a part finds them as they were when it runs again, and changes none.
 
-    Parameters of a ``torch.func.functional_call`` are no longer there in the backward pass. A second run that updated
-    the running averages of a batch normalisation would count its batch twice.
+    Parameters of a ``torch.func.functional_call`` are no longer there in the backward pass. Layers may read buffers
+    that they change, such as the vectors of a spectral normalisation. A second run that updated the running averages
+    of a batch normalisation would count its batch twice.
     """
 
     def __init__(self, net: nn.Module, holding: Sequence[SpikingLayer]) -> None:
-        self._holding = holding
-        self._before = list(map(_of_module, net.modules()))
+        self._net, self._holding = net, holding
         self._versions = [(name, p, p._version) for name, p in net.named_parameters() if not p.is_inference()]
+        self._copies: dict[int, tuple[Tensor, int, Tensor]] = {}  # of a buffer, at the version that it had
 
     def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Return the context of the first run and that of the second."""
-        return nullcontext(), self._as_it_was()
+        """Return the context of the first run of a part, which is about to begin, and that of all further ones."""
+        before = [_of_module(module, self._copy) for module in self._net.modules()]
+        return nullcontext(), _Reentered(lambda: self._as_it_was(before))
+
+    def _copy(self, buffer: Tensor) -> Tensor:
+        version = 0 if buffer.is_inference() else buffer._version
+        known = self._copies.get(id(buffer))
+        if known is None or known[1] != version:  # the parts share the copy of a buffer that nobody changes
+            known = self._copies[id(buffer)] = buffer, version, buffer.clone()
+        return known[2]
 
     @contextmanager
-    def _as_it_was(self) -> Iterator[None]:
+    def _as_it_was(self, before: Sequence[_Module]) -> Iterator[None]:
         for name, parameter, version in self._versions:
             if parameter._version != version:
                 raise RuntimeError(
                     f"checkpoint: the parameter {name} was changed in place between the forward pass and the backward "
                     "pass, which computes the former again"
                 )
-        now = [_of_module(module) for module, *_ in self._before]
+        now = [_of_module(module) for module, *_ in before]
         held = [(layer, _held(layer)) for layer in self._holding]
-        for (module, parameters, buffers, training), (_, present, _, _) in zip(self._before, now, strict=True):
+        for (module, parameters, buffers, training), (_, present, _, _) in zip(before, now, strict=True):
             # FSDP puts its own kinds of tensors in the place of a parameter, and knows when.
             plain = {name: p for name, p in parameters.items() if _is_plain(p) and _is_plain(present.get(name))}
             copies = {name: None if b is None else b.clone() for name, b in buffers.items()}
@@ -149,8 +160,25 @@ class _Again:
                     setattr(layer, name, state)
 
 
-def _of_module(module: nn.Module) -> _Module:
-    return module, dict(module._parameters), dict(module._buffers), module.training
+class _Reentered(AbstractContextManager[None]):
+    """A context that is made anew each time that it is entered: each backward pass through a part runs it again."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self._make = make
+        self._entered: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        context = self._make()
+        context.__enter__()
+        self._entered.append(context)
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered.pop().__exit__(*error)
+
+
+def _of_module(module: nn.Module, copy: Callable[[Tensor], Tensor] = lambda buffer: buffer) -> _Module:
+    buffers = {name: None if b is None else copy(b) for name, b in module._buffers.items()}
+    return module, dict(module._parameters), buffers, module.training
 
 
 def _put(kept: _Module) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -62,7 +62,7 @@ def graphed(step: Callable[P, R], optimizer: torch.optim.Optimizer) -> Callable[
         ValueError: The optimizer was made without ``capturable=True``, or has part of its state on the CPU.
         RuntimeError: The step goes on from a state that a layer holds; it waits or copies from the CPU while it is
             captured; it is called in ``torch.autocast``, or with too many shapes and values; or the optimizer has
-            other numbers, or another state, than when the graph was captured.
+            other numbers, another state, or parameters elsewhere in memory, than when the graph was captured.
 
     Example::
 
@@ -119,6 +119,7 @@ class _Graphed:
         if device.type not in _Card.types:
             return _detached(self._step(*args, **kwargs))
         leaves, spec = pytree.tree_flatten((args, kwargs))
+        # By type, too: True == 1 == 1.0, of which a step may make something else.
         key = spec, *((x.shape, x.dtype) if isinstance(x, Tensor) else (type(x), x) for x in leaves)
         try:
             graph = self._graphs.get(key)
@@ -177,7 +178,8 @@ class _Graphed:
         """Everything of the optimizer that is fixed in a graph: its numbers, and the places of its tensors."""
         names, groups = self._optimizer.defaults, self._optimizer.param_groups
         found = {f"{name} of group {i}": group.get(name) for i, group in enumerate(groups) for name in names}
-        return {"state": self._optimizer.state, **found}
+        places = [p.data_ptr() for group in groups for p in group["params"] if type(p) in (Tensor, nn.Parameter)]
+        return {"state": self._optimizer.state, "the memory of the parameters": places, **found}
 
     def _check_seen(self, captured: dict[str, Any]) -> None:
         now = self._seen()

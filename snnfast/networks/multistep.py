@@ -201,7 +201,8 @@ class MultiStep(nn.Sequential):
                 :func:`snnfast.functional.lif`). Other layers compute the padding, too. ``None``: all have ``T``.
             checkpoint: Whether to trade time for memory in long sequences: the steps run in parts, autograd keeps the
                 states between these, and the backward pass computes each part again. ``True``: parts of ``sqrt(T)``
-                steps. An integer: parts of so many. Parameters must not change in place before the backward pass.
+                steps. An integer: parts of so many. Neither parameters in place nor options of layers may change before
+                the backward pass.
 
         Returns:
             If the last layer is a neuron layer, what its ``unroll`` returns: ``(spk_rec, mem_rec)``, or
@@ -292,9 +293,9 @@ class MultiStep(nn.Sequential):
         parts, last = in_parts(self, run, every, x, num_steps, states, lengths, size)
         results, every_spikes = zip(*parts, strict=True)
         first_results, *others = zip(*results, strict=True)
-        head = torch.cat(first_results) if reduce is None else torch.stack(first_results).sum(0)
-        rest = [torch.cat(each) if record_mem else each[-1] for each in others]
-        spikes = list(map(torch.cat, zip(*every_spikes, strict=True)))
+        head = _over_parts(first_results) if reduce is None else torch.stack(first_results).sum(0)
+        rest = [_over_parts(each) if record_mem else each[-1] for each in others]
+        spikes = list(map(_over_parts, zip(*every_spikes, strict=True)))
         if spikes and isinstance(layers[-1], SpikingLayer):
             spikes[-1] = head  # the two are one result, a count with ``reduce``
         return (head, *rest), last, spikes
@@ -467,6 +468,12 @@ class _Pass:
             )
         self.order.is_channels_last |= y_is_channels_last
         return y + z, None if steps_y is None or steps_z is None else num_steps
+
+
+def _over_parts(parts: Sequence[Tensor]) -> Tensor:
+    """All steps ``[T, B, *]`` of some parts, in their memory format, which ``torch.cat`` knows of batches alone."""
+    steps = sum(map(len, parts))
+    return torch.cat([part.flatten(0, 1) for part in parts]).view(steps, *parts[0].shape[1:])
 
 
 def _inside(sequence: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:

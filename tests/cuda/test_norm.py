@@ -239,6 +239,18 @@ def test_a_second_derivative_is_that_of_the_definition(device: torch.device) -> 
 
 
 @emulated
+def test_a_second_derivative_of_a_layer_that_is_called_twice(device: torch.device) -> None:
+    """The input of the second call depends on the weight: what goes through the input is not added twice."""
+    x = images(3, (4, 5))
+    norm, found, state = norm_of(x), [], torch.zeros(4, 5)
+    wanted = list(norm.parameters())
+    for call in (lambda x: net_of(norm, leaky())(x), lambda x: by_reference(x, norm, state)[0]):
+        first = torch.autograd.grad(call(call(x)).square().sum(), wanted, create_graph=True)
+        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), wanted)])
+    assert_all_close(found[0], found[1], 1e-5)
+
+
+@emulated
 def test_what_watches_a_network_sees_the_spikes(device: torch.device) -> None:
     x = images(4, (3, 4, 4, 4))
     net = net_of(norm_of(x), leaky())

@@ -118,6 +118,89 @@ def test_images_blocks_and_batch_norm() -> None:
     assert net.layers[1].num_batches_tracked == 11
 
 
+def test_the_memory_format() -> None:
+    net = MultiStep(nn.Conv2d(3, 8, 3, padding=1), Leaky(0.9), nn.Conv2d(8, 8, 3), Leaky(0.9))
+    x = torch.rand(11, 4, 3, 8, 8)
+    for given in (x, x.flatten(0, 1).contiguous(memory_format=torch.channels_last).view_as(x)):
+        expected, found = (list(tensors(net(given, return_spikes=True, checkpoint=size))) for size in (False, 3))
+        assert [t.stride() for t in found] == [t.stride() for t in expected]
+        assert_all_bits_equal(found, expected)
+
+
+def by_hand(net: MultiStep, x: Tensor, size: int) -> Tensor:
+    """The output of a network without a neuron layer at the end, in parts that autograd keeps."""
+    states, parts = None, []
+    for part in x.split(size):
+        out, states = net(part, states=states, return_states=True)
+        parts.append(out)
+    return torch.cat(parts)
+
+
+class ByItsAverage(nn.Module):
+    """A layer that reads a buffer which it changes."""
+
+    mean: Tensor
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = 0.5 * self.mean + x.detach().mean()
+        if self.in_place:
+            self.mean.copy_(new)
+        else:
+            self.mean = new
+        return x * self.mean.clone()
+
+
+@pytest.mark.parametrize("kind", ["in place", "replaced", "spectral_norm"])
+def test_buffers_that_a_layer_reads_and_changes(kind: str) -> None:
+    fc, x = nn.Linear(12, 20), 3 * eighths(19, 4, 12)
+    lead = [nn.utils.spectral_norm(fc)] if kind == "spectral_norm" else [fc, ByItsAverage(kind == "in place")]
+    net = MultiStep(*lead, Leaky(0.9), nn.Linear(20, 6))
+    twin = copy.deepcopy(net)
+    found, expected = net(x, checkpoint=4), by_hand(twin, x, 4)
+    assert_bits_equal(found, expected)
+    of_found, of_expected = (
+        torch.autograd.grad(out.square().sum(), list(of.parameters())) for out, of in ((found, net), (expected, twin))
+    )
+    assert_all_close(of_found, of_expected, relative=1e-5)
+    assert_all_bits_equal(list(net.buffers()), list(twin.buffers()))
+
+
+def test_more_than_one_backward_pass() -> None:
+    net, x = two_layers(learn_beta=True, init_hidden=True), eighths(19, 4, 12)
+    found = []
+    for size in (4, False):
+        snnfast.reset(net)
+        mem = net(x, checkpoint=size)[1]
+        firsts = torch.autograd.grad(mem.sum(), list(net.parameters()), retain_graph=True)
+        found.append([*firsts, *torch.autograd.grad(mem.square().sum(), list(net.parameters()))])
+    assert_all_close(*found, relative=1e-5)
+
+
+def test_second_derivatives() -> None:
+    net, x = MultiStep(nn.Linear(12, 20), nn.Tanh(), Leaky(0.9), nn.Linear(20, 6)).double(), eighths(9, 4, 12).double()
+    found = []
+    for size in (4, False):
+        with snnfast.use_backend("reference"):
+            weights = list(net.parameters())
+            firsts = torch.autograd.grad(net(x, checkpoint=size).square().sum(), weights, create_graph=True)
+            found.append(torch.autograd.grad(sum(g.square().sum() for g in firsts), weights))  # type: ignore[arg-type]
+    assert_all_close(*found, relative=1e-9)
+
+
+def test_the_gradient_of_the_input_is_made_once() -> None:
+    """Each part has a slice of it. Were they slices for autograd, each would be padded to all steps."""
+    net, x = two_layers(), eighths(40, 4, 12).requires_grad_()
+    loss = net(x, checkpoint=4)[1].sum()
+    with torch.profiler.profile() as seen:
+        loss.backward()
+    assert not [event for event in seen.events() if "SliceBackward" in event.name or "select_backward" in event.name]
+
+
 def test_what_is_the_same_at_every_step_runs_once() -> None:
     net, seen = MultiStep(nn.Linear(12, 20), nn.Tanh(), Leaky(0.9), nn.Linear(20, 6), Leaky(0.9)), []
     net[0].register_forward_hook(lambda *_: seen.append(None))

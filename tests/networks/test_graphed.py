@@ -160,6 +160,37 @@ def test_a_number_of_the_optimizer_that_changes(card: type[Card]) -> None:
         train(x, y)
 
 
+def test_parameters_that_move(card: type[Card]) -> None:
+    """As by ``net.cpu()``, a ``torch.save`` and ``net.cuda()``: a graph would go on with the memory that is free."""
+    x, y = next(minibatches(1))
+    training, train = graphed_training()
+    for _ in range(5):
+        train(x, y)
+    training.net.load_state_dict(training.net.state_dict())
+    train(x, y)
+    training.net.double().float()
+    with pytest.raises(RuntimeError, match=r"optimizer: the memory of the parameters is another one"):
+        train(x, y)
+    train = snnfast.graphed(training.step, training.optimizer)
+    for _ in range(5):
+        train(x, y)
+
+
+def test_values_that_are_equal_and_of_another_type(card: type[Card]) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = SGD([weight], 0.1)
+
+    def step(scale: Any) -> Tensor:
+        return weight.detach().to(torch.int64) * scale
+
+    train = snnfast.graphed(step, optimizer)
+    for _ in range(5):
+        assert train(1).dtype == torch.int64
+        assert train(1.0).dtype == torch.float32
+    with pytest.raises(TypeError, match=r"step: expected tensors and values that can be hashed .* 'set'"):
+        train({1})
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
