@@ -112,7 +112,6 @@ __global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const Backwa
         v[k][i] = Neuron::step(kRule, of[0] * values[i] + of[1], state[i], parameters).v;
       }
     }
-    parameters[Neuron::kParameters - 1] *= p.rational.numerator;  // the height of a spike, which only gradients read
     S* grad_x = plain::further(static_cast<S*>(p.grad_x), (T - 1) * p.N + place.first);
 #pragma unroll
     for (int k = kT - 1; k >= 0; --k) {
@@ -125,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const Backwa
       for (int i = 0; i < V; ++i) {
         float of[kNormNumbers], unused[Neuron::kParameters] = {};
         unpack(numbers[i % kC][k], of);
-        const Given<float> given{spk[i], derivative(p.rational, v[k][i] - parameters[p.kThreshold]), true};
+        const Given<float> given{spk[i], rational(p.slope, v[k][i] - parameters[p.kThreshold]), true};
         const float y = of[0] * values[i] + of[1], apart = values[i] - of[2];
         const float dy =
             Neuron::template adjoint<Fused>(kRule, y, before[k][i], v[k][i], given, none, parameters, carry[i], unused);
@@ -201,7 +200,7 @@ int norm_forward(const ForwardNorm<Neuron>& p, void* stream) {
 
 template <typename Neuron>
 int norm_backward(BackwardNorm<Neuron> p, void* stream) {
-  p.rational = Rational::of(p.surrogate, p.coefficients);
+  p.slope = Slope::of(p.surrogate, p.coefficients);
   return norm::visit(p, [&]<typename S, int V, int kC, int kT>(S, norm::Of<V, kC, kT>) {
     const int error = norm::launch_norm(norm::backward_norm_kernel<Neuron, S, V, kC, kT, false>, true, stream, p);
     if (error != 0 || p.grad_x == nullptr) return error;

@@ -132,9 +132,9 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
   BackwardNorm<Neuron> p{};
   describe<Neuron>(p, tensors, layout, x, numbers, state, parameters);
   p.surrogate = static_cast<SurrogateKind>(surrogate);
-  STD_TORCH_CHECK(p.surrogate == SurrogateKind::kATan || (p.surrogate == SurrogateKind::kFastSigmoid && p0 >= 0),
-                  "surrogate: expected atan, or fast_sigmoid with a slope of 0 or more");
   p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
+  STD_TORCH_CHECK(p.surrogate != SurrogateKind::kSigmoid && Slope::fits(p.surrogate, p.coefficients),
+                  "surrogate: expected atan with an alpha from 1e-5 to 1e5, or fast_sigmoid with a slope of 0 or more");
   p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
   p.grad_last[0] = tensors.read(grad_last, "gradient of a state", tensors.opmath, kNoRows);
   const int64_t rows = p.norm.rows_of(p.T);

@@ -259,6 +259,8 @@ APART: dict[str, tuple[Callable[[], nn.Module], Call]] = {
     "reset to zero": (lambda: leaky(reset_mechanism="zero"), MultiStep.__call__),
     "immediate reset": (lambda: leaky(reset_delay=False), MultiStep.__call__),
     "another surrogate": (lambda: leaky(spike_grad=surrogate.sigmoid()), MultiStep.__call__),
+    "a flat surrogate": (lambda: leaky(spike_grad=surrogate.atan(1e-6)), MultiStep.__call__),
+    "a steep surrogate": (lambda: leaky(spike_grad=surrogate.atan(1e6)), MultiStep.__call__),
     "a falling surrogate": (lambda: leaky(spike_grad=surrogate.fast_sigmoid(-1.0)), MultiStep.__call__),
     "another neuron": (lambda: snnfast.Synaptic(0.9, 0.8), MultiStep.__call__),
     "17 steps": (leaky, lambda net, x: net(x.repeat(5, 1, 1, 1, 1)[:17])),
