@@ -206,7 +206,8 @@ def _header(plan: Plan, device: torch.device) -> dict[str, Any]:
     """Print it as well."""
     used = {name for names in plan.values() for name in names}
     header = report.header(device, [peer for peer in PEERS.values() if peer.name in used])
-    header["peers"] |= public.revisions([case for case in plan if case.kind == public.KIND])
+    if any(case.kind == public.KIND for case in plan):
+        header["peers"] |= public.revisions()
     report.print_header(header)
     return header
 

@@ -106,13 +106,14 @@ def names_of(case: Case) -> list[str]:
     return [name for process in BENCHMARKS[case].processes for name in process.rows]
 
 
-def revisions(chosen: Collection[Case]) -> dict[str, str]:
-    """The revisions of the checkouts."""
+def revisions() -> dict[str, str]:
+    """The revisions of the checkouts that there are."""
     found = {}
-    for benchmark in (BENCHMARKS[case] for case in chosen):
-        command = ["git", "-C", str(benchmark.folder), "rev-parse", "--short=12", "HEAD"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found[benchmark.name] = done.stdout.strip() or "unknown"
+    for benchmark in BENCHMARKS.values():
+        if benchmark.folder.exists():
+            command = ["git", "-C", str(benchmark.folder), "rev-parse", "--short=12", "HEAD"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            found[benchmark.name] = done.stdout.strip() or "unknown"
     return found
 
 

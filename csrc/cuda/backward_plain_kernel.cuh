@@ -15,7 +15,7 @@ constexpr int kThreads = threads_in(kBytes<Neuron, S, V, Of>);
 template <typename Neuron, typename S, int V, typename Of>
 constexpr int kLeastBlocks = [] {
   constexpr int kOf = kThreads<Neuron, S, V, Of>;
-  if (Of::kChunk <= kFewSteps) return (Of::kSums != Sums::kNone ? 768 : ResetsAtOnce<Neuron> ? 896 : 1024) / kOf;
+  if (Of::kChunk <= kFewSteps) return (Of::kSums != Sums::kNone ? 640 : ResetsAtOnce<Neuron> ? 896 : 1024) / kOf;
   if (Of::kAsks) return (V > 1 ? 256 : 512) / kOf;
   if (V > 1) return (kRows<Neuron, Of> > 1 ? 256 : sizeof(S) < sizeof(float) ? 512 : 384) / kOf;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
@@ -63,7 +63,7 @@ int launch_width(const Backward<Neuron>& p, void* stream) {
   constexpr bool kRecorded = Of::kRecorded, kOpen = Of::kOpen;
   // Few calls in half precision learn anything. Those that do have fewer kernels.
   constexpr bool kHalf = sizeof(S) < sizeof(float);
-  if constexpr (!kHalf || Of::kSums != Sums::kAll) {
+  if constexpr (!kHalf || Of::kSums == Sums::kNone || (Of::kSums == Sums::kFirst && !ResetsAtOnce<Neuron>)) {
     constexpr int V = kBackwardWidth<S>;
     const bool shares = shares_parameters(p) && (Of::kSums == Sums::kNone || p.summed != 0 || !p.sums_parameters());
     if (backward_wants_vectors(p.N, V) && shares &&

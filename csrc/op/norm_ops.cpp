@@ -98,7 +98,7 @@ void describe(P& p, OpTensors<CudaBackend>& tensors, const Layout& layout, const
   p.T = layout.T, p.N = layout.N;
   p.x = tensors.read(x, "x", x.scalar_type(), p.T);
   p.channels = numbers_of(numbers, "numbers", x, p.norm.rows_of(p.T) * p.norm.C * kNormNumbers);
-  p.initial[0] = tensors.read(state, Neuron::kStateNames[0], tensors.opmath, kNoRows, /*cast=*/true);
+  p.initial[0] = tensors.read_state(state, Neuron::kStateNames[0], 0, p.initial_repeats);
   STD_TORCH_CHECK(parameters.size() == Neuron::kParameters, "parameters: not those of ", Neuron::kName);
   for (size_t k = 0; k < parameters.size(); ++k) {
     p.parameters[k] = tensors.parameter(parameters[k], Neuron::kParameterNames[k]);
@@ -134,7 +134,7 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
   p.surrogate = static_cast<SurrogateKind>(surrogate);
   p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
   STD_TORCH_CHECK(p.surrogate != SurrogateKind::kSigmoid && Slope::fits(p.surrogate, p.coefficients),
-                  "surrogate: expected atan with an alpha from 1e-5 to 1e5, or fast_sigmoid with a slope of 0 or more");
+                  "surrogate: expected atan or fast_sigmoid, with an ordinary slope");
   p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
   p.grad_last[0] = tensors.read(grad_last, "gradient of a state", tensors.opmath, kNoRows);
   const int64_t rows = p.norm.rows_of(p.T);

@@ -77,7 +77,7 @@ def _has_kernels(options: Options) -> bool:
     """Whether the neurons reset and are differentiated as the kernels do it."""
     kind, slope, _ = options.derivative
     of_kind = kind >> SURROGATE_AT
-    known = (of_kind == _ATAN and 1e-5 <= slope <= 1e5) or (of_kind == _FAST_SIGMOID and slope >= 0)
+    known = (of_kind == _ATAN and 1e-5 < slope < 1e5) or (of_kind == _FAST_SIGMOID and slope >= 0)
     return known and options.kernels_do_all and options.reset == _SUBTRACT and options.reset_delay
 
 

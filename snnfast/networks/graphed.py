@@ -57,7 +57,8 @@ def graphed(step: Callable[P, R], optimizer: torch.optim.Optimizer) -> Callable[
         their memory.
 
     Raises:
-        TypeError: ``step`` can't be called, or ``optimizer`` is no optimizer.
+        TypeError: ``step`` can't be called, ``optimizer`` is no optimizer, or an argument of a call is neither a tensor
+            nor can be hashed.
         ValueError: The optimizer was made without ``capturable=True``, or has part of its state on the CPU.
         RuntimeError: The step goes on from a state that a layer holds; it waits or copies from the CPU while it is
             captured; it is called in ``torch.autocast``, or with too many shapes and values; or the optimizer has
@@ -118,8 +119,11 @@ class _Graphed:
         if device.type not in _Card.types:
             return _detached(self._step(*args, **kwargs))
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        key = spec, *((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
-        graph = self._graphs.get(key)
+        key = spec, *((x.shape, x.dtype) if isinstance(x, Tensor) else (type(x), x) for x in leaves)
+        try:
+            graph = self._graphs.get(key)
+        except TypeError as error:
+            raise TypeError(f"step: expected tensors and values that can be hashed, got one of {error}") from None
         if graph is None:
             self._check(device)
         if not isinstance(graph, _Captured):

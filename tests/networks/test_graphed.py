@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 import training_steps
@@ -227,5 +228,7 @@ def test_what_is_refused(card: type[Card]) -> None:
         snnfast.graphed(training.net[0].weight, training.optimizer)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"optimizer: expected a torch\.optim\.Optimizer, got MultiStep"):
         snnfast.graphed(training.step, training.net)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"step: expected tensors and values that .* unhashable type: 'numpy"):
+        train(*next(minibatches(1)), scale=np.ones(1))
     with torch.autocast("cpu"), pytest.raises(RuntimeError, match=r"step: enter torch\.autocast in it"):
         train(*next(minibatches(1)))

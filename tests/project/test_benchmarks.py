@@ -439,6 +439,8 @@ def test_benchmarks_of_others_run_with_ours_put_in(tmp_path: Path, monkeypatch: 
 def test_a_benchmark_of_others_is_a_table_and_a_file(tmp_path, monkeypatch, capsys):
     row = runner.Row(public.cases()[0].name, OURS, median=0.5, low=0.4, high=0.6, repeats=2, ratio=1.0)
     monkeypatch.setattr(public, "measure", lambda case, names, device: [row])
+    monkeypatch.setenv(public.VARIABLE, str(tmp_path))
+    (tmp_path / "jaxpike").mkdir()
     file = tmp_path / "run.json"
     assert command_line.main(["run", "--suite", "public", "--case", "jaxpike", "--json", str(file)]) == 0
     assert report.load(file)["rows"][0].median == 0.5

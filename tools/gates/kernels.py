@@ -51,7 +51,10 @@ def steps(name: str) -> int | None:
 
 
 def has_loop(name: str) -> bool:
-    """Whether there is a loop over time. The last template argument of a plain kernel tells those of a few steps."""
+    """Whether there is a loop over time. Plain kernels of a few steps have none, by their last template argument.
+
+    Those behind a batch normalisation have none either.
+    """
     return not re.match(r"forward_plain<.*, true>|backward_plain<.*, 4>|\w+_norm<", name)
 
 

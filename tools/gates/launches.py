@@ -30,29 +30,29 @@ NEURONS = 4096
 
 
 class Call(NamedTuple):
-    """An ordinary call, and the most instructions of a neuron and step that it may take at 4 to 16 steps."""
+    """An ordinary call, and the most instructions of a neuron and step that it may take."""
 
     name: str
     run: Callable[[Tensor], Tensor]  # from a current to what has a gradient
     forward: float
     backward: float
 
+    def most(self, direction: str, steps: int) -> float:
+        """At ten steps a batch is not full, which takes a few more."""
+        of: float = getattr(self, direction)
+        return of + (0 if steps != 10 else 2 if direction == "forward" else 5)
+
 
 def calls() -> Iterator[Call]:
-    leaky = partial(_unrolled, {})
-    yield Call("Leaky, recorded", leaky, 20, 28)
-    yield Call("Leaky", partial(leaky, record_mem=False), 20, 31)
-    yield Call("Leaky, half", lambda x: leaky(x.half(), record_mem=False), 20, 31)
-    yield Call(
-        "Leaky, learn_beta",
-        partial(_unrolled, {"beta": torch.tensor([0.9]), "learn_beta": True}, record_mem=False),
-        20,
-        60,
-    )
-    yield Call("Leaky, sigmoid, recorded", partial(_unrolled, {"spike_grad": surrogate.sigmoid()}), 20, 40)
-    zero = {"reset_mechanism": "zero"}
-    yield Call("Leaky, zero", partial(_unrolled, zero, record_mem=False), 20, 40)
-    yield Call("Leaky, zero, recorded", partial(_unrolled, zero), 40, 40)
+    leaky, sigmoid = partial(_unrolled, {}), {"spike_grad": surrogate.sigmoid()}
+    learned, zero = {"beta": torch.tensor([0.9]), "learn_beta": True}, {"reset_mechanism": "zero"}
+    yield Call("Leaky, recorded", leaky, 20, 20)
+    yield Call("Leaky", partial(leaky, record_mem=False), 20, 28)
+    yield Call("Leaky, half", lambda x: leaky(x.half(), record_mem=False), 15, 29)
+    yield Call("Leaky, learn_beta", partial(_unrolled, learned, record_mem=False), 22, 34)
+    yield Call("Leaky, sigmoid, recorded", partial(_unrolled, sigmoid), 20, 40)
+    yield Call("Leaky, zero", partial(_unrolled, zero, record_mem=False), 20, 30)
+    yield Call("Leaky, zero, recorded", partial(_unrolled, zero), 45, 40)  # forward the general kernel
     yield Call("Leaky, loss on the membranes", lambda x: snnfast.Leaky(0.9).unroll(x)[1], 20, 40)
     neuron, gradients = spikingjelly.neuron, spikingjelly.surrogate
     for node in (neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode):
@@ -116,9 +116,9 @@ def table(found: Sequence[Counted]) -> list[list[str]]:
 
 def problems(found: Sequence[Counted]) -> list[str]:
     """What takes more than it may."""
-    most = {call.name: call for call in calls()}
+    named = {call.name: call for call in calls()}
     return [
         f"{one.call}, {one.direction}, T = {one.steps}: {one.instructions:.1f} instructions of a neuron and step"
         for one in found
-        if one.steps != 10 and one.instructions > getattr(most[one.call], one.direction)
+        if one.instructions > named[one.call].most(one.direction, one.steps)
     ]
