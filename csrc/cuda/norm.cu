@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads) forward_norm_kernel(const ForwardNor
   Raw<S, V> x[kT];
   Raw<float, 2> numbers[kC][kT];
   request<S, V>(static_cast<const S*>(p.x) + place.first, p.N, T, x);
-  request(p.norm, p.numbers, kNormNumbers, place.channel, T, numbers);
+  request(p.norm, p.channels, kNormNumbers, place.channel, T, numbers);
   plain::in_order();
   float parameters[Neuron::kParameters], state[V][Neuron::kStates];
   plain::load_numbers<S, V>(p, 0, parameters);
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const Backwa
     [[maybe_unused]] Raw<float, 2> through[kC][kT];
     request<S, V>(static_cast<const S*>(p.x) + place.first, p.N, T, x);
     request<S, V>(static_cast<const S*>(p.grad_spk) + place.first, p.grad_spk_stride, T, gradients);
-    request(p.norm, p.numbers, kNormNumbers, place.channel, T, numbers);
+    request(p.norm, p.channels, kNormNumbers, place.channel, T, numbers);
     if constexpr (kWrite) request(p.norm, p.through, 2, place.channel, T, through);
     plain::in_order();
     float parameters[Neuron::kParameters], state[V][Neuron::kStates];
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const Backwa
   if constexpr (!kWrite) {
     sum_channels<kC>(p.norm, T, own, memory, [&](int64_t at, int64_t, double sum, double apart, double share) {
       float numbers[kNormNumbers];
-      load<kNormNumbers>(p.numbers + kNormNumbers * at, numbers);
+      load<kNormNumbers>(p.channels + kNormNumbers * at, numbers);
       const double scale = numbers[0], inverse = numbers[3];
       p.sums[at] = sum;
       p.sums[p.norm.rows_of(T) * p.norm.C + at] = apart * inverse;

@@ -71,13 +71,13 @@ struct Statistics {
 
 template <typename Neuron>
 struct ForwardNorm : Forward<Neuron> {
-  const float* numbers;  // as the statistics have them
+  const float* channels;  // their numbers, as the statistics have them
   Norm norm;
 };
 
 template <typename Neuron>
 struct BackwardNorm : Backward<Neuron> {
-  const float* numbers;  // as the statistics have them
+  const float* channels;  // their numbers, as the statistics have them
   Norm norm;
   double* sums;    // [2, T, C], or [2, 1, C] over time: the gradients of the bias and of the weight
   float* through;  // [T, C, 2], or [1, C, 2] over time: the gradient of x that passes through the statistics

@@ -97,7 +97,7 @@ void describe(P& p, OpTensors<CudaBackend>& tensors, const Layout& layout, const
   p.rule = {Reset::kSubtract, true};
   p.T = layout.T, p.N = layout.N;
   p.x = tensors.read(x, "x", x.scalar_type(), p.T);
-  p.numbers = numbers_of(numbers, "numbers", x, p.norm.rows_of(p.T) * p.norm.C * kNormNumbers);
+  p.channels = numbers_of(numbers, "numbers", x, p.norm.rows_of(p.T) * p.norm.C * kNormNumbers);
   p.initial[0] = tensors.read_state(state, Neuron::kStateNames[0], 0, p.initial_repeats);
   STD_TORCH_CHECK(parameters.size() == Neuron::kParameters, "parameters: not those of ", Neuron::kName);
   for (size_t k = 0; k < parameters.size(); ++k) {

@@ -26,6 +26,9 @@ _NEURONS = ("leaky",)
 _MOST_STEPS = 16
 """The kernels hold all steps in registers."""
 
+_MOST_NEURONS = 2**31 - 2
+"""Of a step: the kernels count them in 32 bits."""
+
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _SUBTRACT = RESET_MECHANISMS.index("subtract")
 _ATAN, _FAST_SIGMOID = surrogate.atan().kernel_id, surrogate.fast_sigmoid().kernel_id
@@ -62,7 +65,9 @@ def _fits(norm: Norm, x: Tensor) -> bool:
         return False
     if x.stride(0) == 0 and len(x) > 1:  # of a constant, the normalisation is one step's
         return False
-    if x.shape[2] == 0 or _samples(x, norm.over_time) < 2 or becomes_node() or is_transformed():
+    if x.shape[2] == 0 or _samples(x, norm.over_time) < 2 or x[0].numel() > _MOST_NEURONS:
+        return False
+    if becomes_node() or is_transformed():
         return False
     given, dtypes = (norm.weight, norm.bias), (x.dtype, torch.float32)
     return all(t is None or (t.dim() == 1 and t.device == x.device and t.dtype in dtypes) for t in given)

@@ -271,6 +271,8 @@ APART: dict[str, tuple[Callable[[], nn.Module], Call]] = {
     "reset to zero": (lambda: leaky(reset_mechanism="zero"), MultiStep.__call__),
     "immediate reset": (lambda: leaky(reset_delay=False), MultiStep.__call__),
     "another surrogate": (lambda: leaky(spike_grad=surrogate.sigmoid()), MultiStep.__call__),
+    "a flat surrogate": (lambda: leaky(spike_grad=surrogate.atan(1e-6)), MultiStep.__call__),
+    "a steep surrogate": (lambda: leaky(spike_grad=surrogate.atan(1e6)), MultiStep.__call__),
     "a falling surrogate": (lambda: leaky(spike_grad=surrogate.fast_sigmoid(-1.0)), MultiStep.__call__),
     "another neuron": (lambda: snnfast.Synaptic(0.9, 0.8), MultiStep.__call__),
     "17 steps": (leaky, lambda net, x: net(x.repeat(5, 1, 1, 1, 1)[:17])),
@@ -290,6 +292,14 @@ def test_what_does_not_fit_runs_one_by_one(name: str, device: torch.device) -> N
     take_launches()
     call(net, x)
     assert not any("norm" in kernel for kernel in launched())
+
+
+@emulated
+def test_steps_of_more_neurons_than_32_bits_count_run_one_by_one(device: torch.device) -> None:
+    norm = normed.Norm(None, None, 1e-5, False, lambda *_: None, lambda x: x)
+    step = torch.zeros(4).as_strided((4, 1 << 13, 2, 1 << 17), (1, 0, 0, 0))
+    assert normed._fits(norm, step[..., :-1])
+    assert not normed._fits(norm, step)
 
 
 @emulated

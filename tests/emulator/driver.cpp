@@ -183,7 +183,7 @@ void norm_forward_and_backward(DType type, int64_t T, snnfast::Norm norm) {
   snnfast::ForwardNorm<Neuron> forward{};
   static_cast<Problem<Neuron>&>(forward) = problem;
   forward.norm = norm;
-  forward.numbers = statistics.numbers;
+  forward.channels = statistics.numbers;
   forward.spk = spk.data();
   expect_success(snnfast::cuda::norm_forward(forward, nullptr));
   spk.expect_written("spk");
@@ -192,7 +192,7 @@ void norm_forward_and_backward(DType type, int64_t T, snnfast::Norm norm) {
   snnfast::BackwardNorm<Neuron> backward{};
   static_cast<Problem<Neuron>&>(backward) = problem;
   backward.norm = norm;
-  backward.numbers = statistics.numbers;
+  backward.channels = statistics.numbers;
   backward.grad_spk = grad_spk.data();
   backward.grad_spk_stride = N;
   backward.surrogate = snnfast::SurrogateKind::kATan;
