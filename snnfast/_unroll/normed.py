@@ -140,7 +140,8 @@ class _Normed(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             # The input may depend on the other tensors. A gradient stops at these views, and so is not added twice.
             views: list[Any] = [None if t is None else t.view_as(t) for t in (x, weight, bias, state)]
-            found = reference(ctx.how, *views, parameters)
+            x, weight, bias, state = views
+            found = reference(ctx.how, x, weight, bias, state, parameters)
             given = [(t, g) for t, g in zip(found, (grad, grad_last), strict=False) if g is not None]
             wanted = [t for t, needed in zip(views, needs, strict=True) if needed]
             outputs, grads = zip(*given, strict=True)
