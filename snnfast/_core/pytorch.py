@@ -89,12 +89,17 @@ def current_recorder() -> Any:
 
 
 @contextmanager
-def unrecorded() -> Iterator[None]:
-    """A block of calls that are no part of the program, and are made at once where others are recorded."""
+def unrecorded(flushed: bool = False) -> Iterator[None]:
+    """A block of calls that are no part of the program, and are made at once where others are recorded.
+
+    ``flushed``: those that were recorded run before, so that the block can take their results.
+    """
     recorder = current_recorder()
     if recorder is None:
         yield
         return
+    if flushed:
+        recorder.flush()
     recorder.records = False
     try:
         yield

@@ -139,11 +139,11 @@ class _Normed(torch.autograd.Function):
             return None, *(None,) * 4, *others
         if torch.is_grad_enabled():  # create_graph=True
             # The input may depend on the other tensors. A gradient stops at these views, and so is not added twice.
-            views: list[Any] = [None if t is None else t.view_as(t) for t in (x, weight, bias, state)]
-            x, weight, bias, state = views
+            x = x.view_as(x)
+            weight, bias, state = (None if t is None else t.view_as(t) for t in (weight, bias, state))
             found = reference(ctx.how, x, weight, bias, state, parameters)
             given = [(t, g) for t, g in zip(found, (grad, grad_last), strict=False) if g is not None]
-            wanted = [t for t, needed in zip(views, needs, strict=True) if needed]
+            wanted = [t for t, needed in zip((x, weight, bias, state), needs, strict=True) if needed]
             outputs, grads = zip(*given, strict=True)
             rest = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
             return None, *(next(rest) if needed else None for needed in needs), *others

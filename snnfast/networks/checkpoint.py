@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from snnfast._core.pytorch import unrecorded
 from snnfast._images.batch_norm import has_batch_statistics
 from snnfast.networks.over_time import has_unroll
 from snnfast.neurons.base import SpikingLayer
@@ -53,6 +54,7 @@ def check_part(given: object, steps: int, layers: Sequence[nn.Module], batch_nor
 
 
 @torch.compiler.disable(reason="the backward pass computes its forward pass again")  # type: ignore[no-untyped-call, untyped-decorator]
+@unrecorded(flushed=True)  # a part runs again where nobody records, and must make the same calls
 def in_parts(
     net: nn.Module,
     run: Run[T],

@@ -261,6 +261,28 @@ def test_inside_of_something_else(way: str) -> None:
     assert_all_close(*(torch.autograd.grad(loss(size), given) for size in (4, False)), relative=1e-5)
 
 
+def test_batch_norm_inside_of_a_compiled_network() -> None:
+    """What is recorded there makes other calls than a part that runs again."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = MultiStep(nn.BatchNorm1d(12), Leaky(0.9), nn.Linear(12, 6), Leaky(0.9, init_hidden=True))
+
+        def forward(self, x: Tensor, size: int | bool) -> Tensor:
+            snnfast.reset(self.net)
+            return self.net(2 * x, checkpoint=size)[1].square().sum()  # type: ignore[no-any-return]
+
+    whole = Whole()
+    twin, compiled = copy.deepcopy(whole), snnfast.compile(whole)
+    for _ in range(3):
+        x = eighths(19, 4, 12)
+        of_found = torch.autograd.grad(compiled(x, 4), list(whole.parameters()))
+        of_expected = torch.autograd.grad(twin(x, False), list(twin.parameters()))
+        assert_all_close(of_found, of_expected, relative=1e-5)
+    assert_all_close(list(whole.buffers()), list(twin.buffers()), relative=1e-5)
+
+
 def test_a_mode_that_changes_before_the_backward_pass() -> None:
     net, x = MultiStep(nn.Linear(12, 20), nn.Dropout(0.5), Leaky(0.9), nn.Linear(20, 6)), eighths(19, 4, 12)
     found = []
