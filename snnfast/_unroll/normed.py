@@ -27,7 +27,7 @@ _MOST_STEPS = 16
 """The kernels hold all steps in registers."""
 
 _MOST_NEURONS = 2**31 - 2
-"""Of a step: the kernels count them in 32 bits."""
+"""The most of a step: the kernels count them in 32 bits."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _SUBTRACT = RESET_MECHANISMS.index("subtract")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from snnfast._core.pytorch import unrecorded
+from snnfast._core.pytorch import unrecorded, untraced
 from snnfast._images.batch_norm import has_batch_statistics
 from snnfast.networks.over_time import has_unroll
 from snnfast.neurons.base import SpikingLayer
@@ -53,8 +53,6 @@ def check_part(given: object, steps: int, layers: Sequence[nn.Module], batch_nor
     return size if size < steps else None
 
 
-@torch.compiler.disable(reason="the backward pass computes its forward pass again")  # type: ignore[no-untyped-call, untyped-decorator]
-@unrecorded(flushed=True)  # a part runs again where nobody records, and must make the same calls
 def in_parts(
     net: nn.Module,
     run: Run[T],
@@ -70,21 +68,28 @@ def in_parts(
     again = _Again(net, holding)
     steps = x.shape[0] if num_steps is None else num_steps
     results = []
-    # By ``split``: the backward pass of each slice would make a gradient of all steps.
-    rows: Sequence[Tensor] = torch.split(x, size) if num_steps is None else ()
-    for i, start in enumerate(range(0, steps, size)):
-        n = min(size, steps - start)
-        given = [*map(_held, holding), *(entry if isinstance(entry, tuple | list) else (entry,) for entry in states)]
-        result, states = checkpoint(
-            partial(_part, run, None if num_steps is None else n, holding, list(map(len, given))),
-            x if num_steps is not None else rows[i],
-            None if lengths is None else (lengths - start).clamp(0, n),
-            *chain.from_iterable(given),
-            use_reentrant=False,
-            context_fn=again.contexts,
-        )
-        results.append(result)
+    with unrecorded(flushed=True):  # a part runs again where nobody records, and must make the same calls
+        # By ``split``: the backward pass of each slice would make a gradient of all steps.
+        rows: Sequence[Tensor] = torch.split(x, size) if num_steps is None else ()
+        for i, start in enumerate(range(0, steps, size)):
+            n = min(size, steps - start)
+            given = [
+                *map(_held, holding),
+                *(entry if isinstance(entry, tuple | list) else (entry,) for entry in states),
+            ]
+            result, states = checkpoint(
+                partial(_part, run, None if num_steps is None else n, holding, list(map(len, given))),
+                x if num_steps is not None else rows[i],
+                None if lengths is None else (lengths - start).clamp(0, n),
+                *chain.from_iterable(given),
+                use_reentrant=False,
+                context_fn=again.contexts,
+            )
+            results.append(result)
     return results, list(states)
+
+
+untraced(in_parts)  # the backward pass runs code of the forward pass, and hooks of its graph
 
 
 def _part(

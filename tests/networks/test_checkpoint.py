@@ -235,7 +235,7 @@ def test_the_memory_that_is_held() -> None:
     assert whole > 20 * parts
 
 
-@pytest.mark.parametrize("way", ["checkpoint", "compiled", "functional_call"])
+@pytest.mark.parametrize("way", ["checkpoint", "compiled", "torch.compile", "functional_call"])
 def test_inside_of_something_else(way: str) -> None:
     net, x = two_layers(), eighths(19, 4, 12)
 
@@ -254,8 +254,12 @@ def test_inside_of_something_else(way: str) -> None:
         whole: Callable[[Tensor], Any] = Whole(size)
         if way == "functional_call":
             return torch.func.functional_call(whole, others, (x,))  # type: ignore[arg-type, no-any-return]
-        whole = snnfast.compile(whole) if way == "compiled" else partial(checkpoint, whole, use_reentrant=False)
-        return whole(x)  # type: ignore[no-any-return]
+        ways: dict[str, Callable[[Any], Any]] = {
+            "compiled": snnfast.compile,
+            "torch.compile": partial(torch.compile, backend="eager"),
+            "checkpoint": lambda whole: partial(checkpoint, whole, use_reentrant=False),
+        }
+        return ways[way](whole)(x)  # type: ignore[no-any-return]
 
     given = list(others.values()) if way == "functional_call" else list(net.parameters())
     assert_all_close(*(torch.autograd.grad(loss(size), given) for size in (4, False)), relative=1e-5)

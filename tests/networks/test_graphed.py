@@ -187,7 +187,7 @@ def test_values_that_are_equal_and_of_another_type(card: type[Card]) -> None:
     for _ in range(5):
         assert train(1).dtype == torch.int64
         assert train(1.0).dtype == torch.float32
-    with pytest.raises(TypeError, match=r"step: expected tensors and values that can be hashed .* 'set'"):
+    with pytest.raises(TypeError, match=r"step: expected tensors and values that can be hashed, got .* 'set'"):
         train({1})
 
 
