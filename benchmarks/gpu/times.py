@@ -9,11 +9,12 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -130,30 +131,39 @@ def measure(case: Case, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
+def write_each(file: Path, measurements: Iterable[tuple[str, Callable[[list[dict[str, Any]]], None]]]) -> NoReturn:
+    """Let each measurement add its rows, and write the file after each; exit with 1 if one failed."""
+    if not torch.cuda.is_available():
+        raise SystemExit("torch sees no CUDA device")
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    found = {"card": torch.cuda.get_device_name(), **snnfast.config(), "rows": rows, "failed": failed}
+    # A stream of its own, which a graph can capture.
+    with snnfast.use_backend("fused"), torch.cuda.stream(torch.cuda.Stream()):
+        for name, add in measurements:
+            try:
+                add(rows)
+            except RuntimeError as error:  # the others are still measured; the exit code tells of this one
+                failed[name] = str(error)
+            torch.cuda.empty_cache()
+            file.write_text(json.dumps(found, indent=1))
+    sys.exit("\n".join(f"FAILED: {name}: {error}" for name, error in failed.items()) or None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.times", description=__doc__)
     parser.add_argument("--json", type=Path, required=True, help="written after each case")
     parser.add_argument("--case", default="", help="only cases with this text in their name")
     parser.add_argument("--seconds", type=float, default=0.3, help="of each figure (default: %(default)g)")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("torch sees no CUDA device")
-    found: dict[str, object] = {"card": torch.cuda.get_device_name(), **snnfast.config()}
-    rows: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
-    # A stream of its own, which a graph can capture.
-    with snnfast.use_backend("fused"), torch.cuda.stream(torch.cuda.Stream()):
-        for case in cases(args.case):
-            try:
-                rows += measure(case, args.seconds)
-                for r in rows[-2:]:
-                    times = f"{1e6 * r['kernel']:9.1f} us, {r['share of copy_']:4.0%} of copy_, {r['GB/s']:5.0f} GB/s"
-                    print(f"{times}: {r['case']}: {r['pass']}", flush=True)
-            except RuntimeError as error:  # the other cases are still measured; the exit code tells of this one
-                failed[case.name] = str(error)
-            torch.cuda.empty_cache()
-            args.json.write_text(json.dumps({**found, "rows": rows, "failed": failed}, indent=1))
-    sys.exit("\n".join(f"FAILED: {name}: {error}" for name, error in failed.items()) or None)
+
+    def add(rows: list[dict[str, Any]], case: Case) -> None:
+        rows += measure(case, args.seconds)
+        for r in rows[-2:]:
+            times = f"{1e6 * r['kernel']:9.1f} us, {r['share of copy_']:4.0%} of copy_, {r['GB/s']:5.0f} GB/s"
+            print(f"{times}: {r['case']}: {r['pass']}", flush=True)
+
+    write_each(args.json, ((case.name, partial(add, case=case)) for case in cases(args.case)))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ time than the card.
 """
 
 import argparse
-import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +22,7 @@ import snnfast
 from snnfast import spikingjelly, surrogate
 
 from ..registry import CLASSES, HIDDEN
-from .times import captured, seconds_of
+from .times import captured, seconds_of, write_each
 
 SEVERAL = 5  # calls that are timed together without a graph, behind a warm-up of as many
 
@@ -284,25 +282,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only questions with this text in their name")
     parser.add_argument("--seconds", type=float, default=0.5, help="of a time without graph (default: %(default)g)")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("torch sees no CUDA device")
-    rows: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
-    # A stream of its own, which a graph can capture.
-    with snnfast.use_backend("fused"), torch.cuda.stream(torch.cuda.Stream()):
-        for name, make in QUESTIONS.items():
-            if args.only not in name:
-                continue
-            rows.append({"question": name})
-            try:
-                answer(make(torch.device("cuda"), Size()), args.seconds, rows[-1])
-                print(line(rows[-1]), flush=True)
-            except RuntimeError as error:  # the others are still asked; the exit code tells of this one
-                failed[name] = str(error)
-            torch.cuda.empty_cache()
-            found = {"card": torch.cuda.get_device_name(), **snnfast.config(), "rows": rows, "failed": failed}
-            args.json.write_text(json.dumps(found, indent=1))
-    sys.exit("\n".join(f"FAILED: {name}: {error}" for name, error in failed.items()) or None)
+
+    def add(rows: list[dict[str, Any]], name: str) -> None:
+        rows.append({"question": name})
+        answer(QUESTIONS[name](torch.device("cuda"), Size()), args.seconds, rows[-1])
+        print(line(rows[-1]), flush=True)
+
+    write_each(args.json, ((name, partial(add, name=name)) for name in QUESTIONS if args.only in name))
 
 
 if __name__ == "__main__":

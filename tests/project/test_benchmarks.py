@@ -3,10 +3,12 @@
 No timing is asserted.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from benchmarks import __main__ as command_line
 from benchmarks import bars, collection, lengths, measure, once, public, report, run, runner
 from benchmarks.bars import FLOOR, SAVED
 from benchmarks.collection import products
-from benchmarks.gpu import training, workload
+from benchmarks.gpu import times, training, workload
 from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.ours import BACKEND, DENSE, LOOPED, NUMBERS, OURS, PRODUCTS, STEPS, SWAPPED, WITH_LOSS
 from benchmarks.peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
@@ -359,6 +361,29 @@ def test_a_training_step_that_waits(card: list[str], monkeypatch: pytest.MonkeyP
     with pytest.raises(RuntimeError, match="when stream is capturing"):
         training.answer(training.Work(wait), 0.0, found := {})
     assert {"waits", "launches", "host"} <= set(found)
+
+
+def test_a_measurement_on_a_gpu_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The others are still made and written; the exit code and the file tell of it."""
+    for name, answer in {
+        "is_available": True,
+        "get_device_name": "a card",
+        "Stream": None,
+        "empty_cache": None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(snnfast, "use_backend", lambda backend: nullcontext())
+
+    def fail(rows: list[object]) -> None:
+        raise RuntimeError("no memory")
+
+    measurements = ("first", fail), ("second", lambda rows: rows.append({"kernel": 1.0}))
+    with pytest.raises(SystemExit, match="FAILED: first: no memory"):
+        times.write_each(tmp_path / "times.json", measurements)
+    written = json.loads((tmp_path / "times.json").read_text())
+    assert (written["card"], written["rows"]) == ("a card", [{"kernel": 1.0}])
+    assert written["failed"] == {"first": "no memory"}
 
 
 def test_batches_of_other_numbers_of_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
