@@ -26,7 +26,7 @@ from snnfast._images.choice import has_numbers
 
 __all__ = [
     "batch_norm", "has_batch_statistics", "in_any_order", "is_pytorchs", "normalised", "of_batch",
-    "running_averages", "update",
+    "running_averages", "update_averages",
 ]  # fmt: skip
 
 _LEAST = 1 << 17
@@ -122,10 +122,7 @@ def batch_norm(
         y, mean, variance = torch.ops.snnfast.batch_norm_forward(dense_steps(x), weight, bias, eps)
         n = x.numel() // (x.shape[0] * x.shape[2])
         variance = variance * (n / (n - 1))  # that of the running average is unbiased
-    if running_mean is not None and running_var is not None:
-        with torch.no_grad():
-            update(running_mean, mean, momentum, steps)
-            update(running_var, variance, momentum, steps)
+    update_averages((running_mean, running_var, momentum), mean, variance, steps)
     return y.expand(steps, *y.shape[1:]) if repeats else y
 
 
@@ -146,7 +143,21 @@ def _like(y: Tensor, x: Tensor) -> Tensor:
     return in_order(y, order_of(x.stride()))
 
 
-def update(
+def update_averages(
+    running: tuple[Any, Any, float | Tensor],  # the mean and the variance, or None for both; and their momentum
+    mean: Tensor,  # [T, C], or [1, C] if it is the same at every step
+    variance: Tensor,  # likewise, unbiased
+    steps: int | None = None,  # T, where it is not in the shapes
+) -> None:
+    """Update the running averages, if there are any, as that many calls of PyTorch."""
+    of_mean, of_variance, momentum = running
+    if of_mean is not None and of_variance is not None:
+        with torch.no_grad():
+            for average, found in ((of_mean, mean), (of_variance, variance)):
+                _update(average, found, momentum, len(found) if steps is None else steps)
+
+
+def _update(
     running: Tensor | Sequence[Tensor],
     found: Tensor,  # [T, C], or [1, C] if it is the same at every step
     momentum: float | Tensor,

@@ -11,7 +11,7 @@ from snnfast._core.linear import Linear
 from snnfast._core.modules import is_only_called
 from snnfast._core.ops import has_norm
 from snnfast._core.pytorch import becomes_node
-from snnfast._images.batch_norm import has_batch_statistics, is_pytorchs, running_averages, update
+from snnfast._images.batch_norm import has_batch_statistics, is_pytorchs, running_averages, update_averages
 from snnfast._unroll.checks import check_num_steps
 from snnfast._unroll.normed import Norm
 from snnfast.neurons import LAYERS
@@ -174,13 +174,10 @@ def norm_before(
     if x.dim() not in _DIMS[type(layer)] or x.shape[2] != layer.num_features:  # PyTorch says what is wrong
         return None
 
-    def update_averages(mean: Tensor, variance: Tensor) -> None:
-        running_mean, running_var, momentum = running_averages(layer, len(mean))
-        if running_mean is not None and running_var is not None:
-            update(running_mean, mean, momentum, len(mean))
-            update(running_var, variance, momentum, len(mean))
+    def update(mean: Tensor, variance: Tensor) -> None:
+        update_averages(running_averages(layer, len(mean)), mean, variance)
 
-    return Norm(layer.weight, layer.bias, layer.eps, batch_norm_over_time, update_averages, by_itself)
+    return Norm(layer.weight, layer.bias, layer.eps, batch_norm_over_time, update, by_itself)
 
 
 _DIMS: dict[Any, tuple[int, ...]] = {nn.BatchNorm1d: (3, 4), nn.BatchNorm2d: (5,), nn.BatchNorm3d: (6,)}

@@ -1,12 +1,13 @@
 """A batch normalisation in training that only an unroll reads becomes a part of it, if there are kernels for both."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
 
 from snnfast._core.ops import has_norm
-from snnfast._images.batch_norm import batch_norm, update
+from snnfast._images.batch_norm import batch_norm, update_averages
 from snnfast._unroll.graph import unroll_steps
 from snnfast._unroll.normed import Norm
 from snnfast.compiler.calls import value
@@ -15,14 +16,9 @@ from snnfast.compiler.writer import Writer
 
 def normed_unroll_steps(x: Tensor, norm: tuple[Any, ...], neuron: str, *asked: Any) -> list[Tensor | None]:
     """``unroll_steps(neuron, batch_norm(x, *norm), *asked)``."""
-    weight, bias, running_mean, running_var, momentum, eps = norm
-
-    def update_averages(mean: Tensor, variance: Tensor) -> None:
-        if running_mean is not None and running_var is not None:
-            update(running_mean, mean, momentum, len(mean))
-            update(running_var, variance, momentum, len(mean))
-
-    of_both = Norm(weight, bias, eps, False, update_averages, lambda x: batch_norm(x, *norm))
+    weight, bias, *running, eps = norm
+    update = partial(update_averages, tuple(running))
+    of_both = Norm(weight, bias, eps, False, update, lambda x: batch_norm(x, *norm))
     return unroll_steps(neuron, x, *asked, norm=of_both)  # type: ignore[misc]
 
 
