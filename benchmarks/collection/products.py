@@ -22,8 +22,9 @@ class _Products(TorchDispatchMode):
         return True  # else a compiled function would run as it is
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        ours = func.namespace == "snnfast" and func.overloadpacket.__name__ in OURS
-        if ours or func.overloadpacket in flop_registry:
+        # The kernels of neurons count among these as well, if a product is a part of them.
+        ours, packet = func.namespace == "snnfast", func.overloadpacket
+        if packet.__name__ in OURS if ours else packet in flop_registry:
             self.calls.append((func, args, kwargs or {}))
         return func(*args, **kwargs or {})
 

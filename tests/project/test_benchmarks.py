@@ -374,6 +374,7 @@ def test_a_measurement_on_a_gpu_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_
         monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(snnfast, "use_backend", lambda backend: nullcontext())
+    monkeypatch.setattr(snnfast, "config", dict)
 
     def fail(rows: list[object]) -> None:
         raise RuntimeError("no memory")
