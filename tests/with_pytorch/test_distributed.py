@@ -428,8 +428,6 @@ def launched(how: str, file: str) -> None:
     ],
 )
 def test_launchers(launcher: str, how: str, tmp_path: Path) -> None:
-    if "prepare" in how:
-        pytest.importorskip("accelerate")
     search = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", launcher, "--standalone", "--nproc-per-node", "2", __file__, how, f"{tmp_path}/"]
