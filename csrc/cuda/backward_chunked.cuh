@@ -92,8 +92,10 @@ __global__ void __launch_bounds__(kSegments* kLanes, 1) backward_plain_chunked_k
 
 template <typename Neuron, typename S, typename Of>
 int launch_chunked(const Backward<Neuron>& p, void* stream) {
-  // One kernel serves calls with and without gradients of parameters: it is bound by latency, not by instructions.
-  constexpr Sums kSums = kHasSums<Neuron> && Of::kReset == Reset::kSubtract ? Sums::kAll : Sums::kNone;
+  // One kernel serves calls with and without gradients of parameters: it is bound by latency, not by instructions. In
+  // half precision, the sums would not fit into registers on every card.
+  constexpr bool kLearns = Of::kReset == Reset::kSubtract && sizeof(S) >= sizeof(float);
+  constexpr Sums kSums = kHasSums<Neuron> && kLearns ? Sums::kAll : Sums::kNone;
   return launch_blocks(backward_plain_chunked_kernel<Neuron, S, 1, Of::kReset, Of::kRecorded, kSums>,
                        (p.N + kLanes - 1) / kLanes, kSegments * kLanes, stream, p);
 }

@@ -89,7 +89,8 @@ std::optional<int> backward(const Backward<Neuron>& p, void* stream) {
   return visit(p, [&](const Backward<Neuron>& prepared, auto element, auto kind) {
     using S = decltype(element);
     using Of = decltype(kind);
-    if constexpr (kHasSums<Neuron> && !Of::kOpen) {
+    constexpr bool kLearnsInHalf = sizeof(S) < sizeof(float) && Of::kSums != Sums::kNone;
+    if constexpr (kHasSums<Neuron> && !Of::kOpen && !kLearnsInHalf) {
       if (wants_chunked(p.T, p.N)) return launch_chunked<Neuron, S, Of>(prepared, stream);
     }
     return launch_width<Neuron, S, Of>(prepared, stream);

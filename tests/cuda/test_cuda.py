@@ -310,11 +310,11 @@ def is_chunked() -> bool:
 
 
 def chunked_and_plain(case: Case, tensors: Tensors) -> list[Any]:
-    """The gradients of both kernels, by name."""
-    found = []
+    """The gradients of both kernels, by name; in half precision those of the current and the states alone."""
+    found, wrt = [], ("current", *case.kind.ops.states) if case.dtype in HALVES else None
     for limits in (ALWAYS, NEVER):
         set_chunked_limits(*limits)
-        found.append(gradients(fused, leaves(tensors), case, "spk"))
+        found.append(gradients(fused, leaves(tensors, wrt), case, "spk"))
         assert is_chunked() == (limits == ALWAYS)
     return found
 
@@ -326,7 +326,8 @@ def test_chunked_calls(name: str, device: torch.device) -> None:
     choices = {"dtype": (torch.float32,), **CHUNKED, **ROWS[name]}
     for i, case in enumerate(random_cases(30 if THOROUGH else 6, name, **choices)):
         check_ordinary(case, device, i)
-        assert is_chunked(), case
+        learns = i % 3 == 2 and case.reset != "zero"
+        assert is_chunked() == (not learns or case.dtype not in HALVES), case
 
 
 @emulated
