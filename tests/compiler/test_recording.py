@@ -36,6 +36,7 @@ NO_PLAN = {
     "clamped-threshold": "it writes through .data at each step",
     "custom-surrogate": "a surrogate that is a Python function must be called",
     "inhibition": "its rows are made outside of the call",
+    "all-steps-on-images": "its nodes make all steps in one call",
 }
 """Programs that run call by call, and why."""
 
@@ -710,6 +711,41 @@ def test_tensors_of_the_caller_that_change_at_each_step() -> None:
     for _ in range(2):
         same(lambda: other(currents(6)), lambda: recorded(currents(6)))
         same(lambda: list(other.buffers()), lambda: list(net.buffers()))
+
+
+@pytest.mark.parametrize("needs", [False, True], ids=["", "with gradients"])
+def test_a_list_of_rows_of_one_tensor_is_merged(needs: bool) -> None:
+    def loop(rows: list[Tensor]) -> Tensor:
+        mem, out = torch.zeros_like(rows[0]), []
+        for x_t in rows:
+            mem = 0.8 * mem + x_t * rows[2]
+            out.append(mem)
+        return torch.stack(out)
+
+    recorded = ByRecording(loop)
+    for T in (9, 13):
+        given = currents(T).requires_grad_(needs)
+        rows = list(given.unbind(0))
+        same(loop, recorded, rows)
+        if needs:
+            found, expected = (torch.autograd.grad(f(rows).square().sum(), given) for f in (recorded, loop))
+            torch.testing.assert_close(found, expected)
+    (plan,) = recorded.plans
+    assert plan.is_general
+
+
+def test_views_of_rows_of_the_caller_are_views_of_them() -> None:
+    def loop(rows: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        mem, views = torch.zeros_like(rows[0]).view(-1), []
+        for x_t in rows:
+            views.append(x_t.view(-1))
+            mem = 0.8 * mem + views[-1].view(-1, 3).view(-1)
+        return mem, views
+
+    rows = [row.clone() for row in currents(9)]
+    recorded = ByRecording(loop)
+    same(loop, recorded, rows)
+    assert all(view.data_ptr() == row.data_ptr() for view, row in zip(recorded(rows)[1], rows, strict=True))
 
 
 def test_a_function_without_a_loop_is_recorded_three_times_at_most() -> None:

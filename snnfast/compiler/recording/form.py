@@ -190,14 +190,15 @@ class Form:
                     self._add(run.start + j, i, self._of_run(i, j))
                 number = run.end
         assert len(self.calls) == folded.places
+        self._check_views()
         self.outputs = tuple(self._list(alive))
         likes = [self._like(self.like_of_input(i)) for i in range(len(self.inputs))]
         steps = tuple(self.like) if self.is_general else tuple(self.steps)
         self._sharing = self._shared_by(recorder.given)
-        self.shared = [numbers for numbers in self._sharing if len(set(numbers)) > 1]
-        if self.shared and self._writes:
+        shared = [numbers for numbers in self._sharing if len(numbers) > 1]
+        if shared and self._writes:
             raise UnknownFormError("a tensor is changed, and tensors from outside share memory")
-        self.key = self.is_general, steps, tuple(self.calls), self.outputs, tuple(likes), tuple(self.shared)
+        self.key = self.is_general, steps, tuple(self.calls), self.outputs, tuple(likes), tuple(shared)
 
     def is_of(self, recorder: Any, alive: list[int]) -> bool:
         """Whether it is the form of another record, call by call."""
@@ -245,6 +246,18 @@ class Form:
             if 2 * start.value >= end:
                 start = stop._replace(more=stop.more + start.value - end)
         return Inside(slice, (start, stop, step))
+
+    def _check_views(self) -> None:
+        """Tensors from outside, one for each step, are stacked. A view of one would be a view of the copy."""
+        stacked = {n for given in self.inputs if isinstance(given, list) for n in given}
+        for address in self._alive:
+            bases = [address]
+            for a in bases:
+                if a >= 0:
+                    aliases = self.kinds[a >> AT].aliases
+                    bases += [b for b, is_base in zip(self.leaves[a >> AT], aliases, strict=True) if is_base]
+                elif ~a in stacked:
+                    raise UnknownFormError("a view of a tensor of the caller, which is another one at each step")
 
     # ---- where arguments come from
 
@@ -432,10 +445,10 @@ class Form:
 
     def _shared_by(self, given: Sequence[Tensor]) -> list[tuple[int, ...]]:
         """The inputs that lie in each memory."""
-        found: dict[int, list[int]] = {}
+        found: dict[int, dict[int, None]] = {}
         for i, n in enumerate(self.inputs):
             for m in n if isinstance(n, list) else [n]:
-                found.setdefault(given[m].untyped_storage()._cdata, []).append(i)
+                found.setdefault(given[m].untyped_storage()._cdata, {})[i] = None
         return list(map(tuple, found.values()))
 
     # ---- at a number of steps

@@ -169,7 +169,11 @@ class Kinds(dict[Any, Kind]):
                 made = made.as_strided(like.shape, like.stride)
             if like.requires_grad:
                 made.requires_grad_()
-            return made if like.is_leaf else made.clone().as_strided(like.shape, like.stride)
+            if not like.is_leaf:
+                made = made.clone()
+                if made.stride() != like.stride:  # one with gaps
+                    made = made.as_strided(like.shape, like.stride)
+            return made
 
     def find(self, func: Any, args: Any, kwargs: Any, grad: bool, modes: Any, ambient: Any, holes: Any) -> Kind:
         """A new kind. ``holes`` says which argument is an index, and which numbers may differ from call to call.

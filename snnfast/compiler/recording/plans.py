@@ -186,8 +186,6 @@ class _Writer:
         node = self._graph.placeholder(f"given_{number}")
         like = form.input_at(number, self._steps)
         if isinstance(given, list):
-            if any(number in numbers for numbers in form.shared):
-                raise UnknownFormError("tensors of the caller at every step share memory")
             shape = (self._steps[form.each[number]], *like.shape)
             stride = torch.empty(shape, device="meta").stride()
             like = like.but(shape=shape, stride=stride, is_leaf=not like.requires_grad)
