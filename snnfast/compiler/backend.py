@@ -98,8 +98,7 @@ def backend(
         ValueError: An unknown option, or a mode.
     """
     inner = inner_of(options, mode)
-    with _undisturbed():
-        merged, report = merge(gm)
+    merged, report = merge(gm)
     enter(report)
     compiled = executable(merged).forward if inner is None else inner(merged, example_inputs)
     if verify.is_wanted() and merged is not gm:
@@ -114,6 +113,7 @@ def executable(gm: GraphModule) -> GraphModule:
     return gm
 
 
+@_undisturbed()
 def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
     """Merge what can be merged. Returns the new graph, or the old one if nothing can, and a report."""
     first = next((n for n in gm.graph.nodes if n.op.startswith("call")), None)
