@@ -23,6 +23,7 @@ __all__ = [
     "outside_of_vmap",
     "saved_tensors_are_hooked",
     "transforms_are_active",
+    "unhooked",
     "unrecorded",
     "untraced",
 ]
@@ -66,6 +67,20 @@ def is_transformed() -> bool:
 def saved_tensors_are_hooked() -> bool:
     """Whether hooks get the tensors that are saved for a backward pass now, as those of a checkpoint do."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+@contextmanager
+def unhooked() -> Iterator[None]:
+    """A block in which the hooks of saved tensors that are on now get nothing."""
+    hooks = []
+    while (pair := torch._C._autograd._top_saved_tensors_default_hooks(True)) is not None:
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+        hooks.append(pair)
+    try:
+        yield
+    finally:
+        for pair in reversed(hooks):
+            torch._C._autograd._push_saved_tensors_default_hooks(*pair)
 
 
 def is_eager_forced() -> bool:

@@ -19,6 +19,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from snnfast._core.pytorch import unhooked
 from snnfast._program.instructions import APPLY
 
 __all__ = ["Graph", "NotElementwiseError", "Place", "Trace", "trace"]
@@ -255,19 +256,12 @@ def _traced(recorder: "_Recorder", step: Step, counts: tuple[int, int, int], nee
 @contextmanager
 def _undisturbed(needs: object) -> Iterator[None]:
     """Without what the caller does to its own operators: modes and hooks of saved tensors."""
-    hooks = []
-    while (pair := torch._C._autograd._top_saved_tensors_default_hooks(True)) is not None:
-        torch._C._autograd._pop_saved_tensors_default_hooks()
-        hooks.append(pair)
-    try:
-        with (
-            _disable_current_modes(),
-            torch.inference_mode(needs is None and torch.is_inference_mode_enabled()),
-        ):
-            yield
-    finally:
-        for pair in reversed(hooks):
-            torch._C._autograd._push_saved_tensors_default_hooks(*pair)
+    with (
+        unhooked(),
+        _disable_current_modes(),
+        torch.inference_mode(needs is None and torch.is_inference_mode_enabled()),
+    ):
+        yield
 
 
 def _getters(*names: str) -> set[Any]:

@@ -4,7 +4,7 @@ import operator
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch.fx import Graph, GraphModule
 
 from snnfast._core import backend as _backend
-from snnfast._core.pytorch import saved_tensors_are_hooked
+from snnfast._core.pytorch import unhooked
 from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
 from snnfast.compiler.any_steps import AnySteps, with_rows_together
@@ -76,9 +76,7 @@ def enter(report: GraphReport) -> None:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Let hooks of saved tensors, such as those of a checkpoint around the call, and anomaly detection see nothing."""
-    hooked = saved_tensors_are_hooked()
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t) if hooked else nullcontext()
-    with hooks, torch.autograd.set_detect_anomaly(False):
+    with unhooked(), torch.autograd.set_detect_anomaly(False):
         yield
 
 

@@ -748,6 +748,67 @@ def test_views_of_rows_of_the_caller_are_views_of_them() -> None:
     assert all(view.data_ptr() == row.data_ptr() for view, row in zip(recorded(rows)[1], rows, strict=True))
 
 
+class Checkpointed(nn.Module):
+    """A loop with a block at each step that is not to keep what its backward pass needs."""
+
+    def __init__(self, around: Callable[..., Any]) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(12, 12), nn.BatchNorm1d(12))
+        self.lif = snnfast.Leaky(beta=0.9)
+        self.around = around
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem, rec = self.lif.reset_mem(), []
+        for x_t in x * 2:
+            spk, mem = self.lif(self.around(self.block, x_t + 1), mem)
+            rec.append(spk)
+        return torch.stack(rec)
+
+
+def test_a_checkpoint_in_a_loop_computes_again(recwarn: pytest.WarningsRecorder) -> None:
+    net = Checkpointed(lambda block, x: checkpoint(block, x, use_reentrant=False))
+    other = copy.deepcopy(net)
+    compiled = snnfast.compile(net)
+    for T in (6, 6, 6, 6, 8):
+        found, expected = ([t.requires_grad_() for t in currents(T).split(1, 1)][1] for _ in range(2))
+        same(other, compiled, torch.cat([found, expected], 1))
+        for network, x in ((compiled, found), (other, expected)):
+            network(torch.cat([x, x + 1], 1)).sum().backward()
+        assert torch.equal(found.grad, expected.grad)
+        same(lambda: list(other.buffers()), lambda: list(net.buffers()))
+    told = [str(w.message) for w in recwarn if "runs as it is" in str(w.message)]
+    assert len(told) == 1
+    assert "hooks of saved tensors, such as those of a checkpoint" in told[0]
+
+
+@pytest.mark.parametrize("layer", [nn.Identity(), snnfast.Leaky(beta=0.8)], ids=["calls", "a neuron"])
+def test_hooks_of_saved_tensors_in_a_loop_get_what_its_calls_save(layer: nn.Module) -> None:
+    packed: list[torch.Size] = []
+
+    def pack(t: Tensor) -> Tensor:
+        packed.append(t.shape)
+        return t
+
+    def hooked(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            found = layer(block(x))
+        return found[0] if isinstance(found, tuple) else found
+
+    net = Checkpointed(hooked).eval()
+    net.layer = layer
+    seen: list[Any] = []
+    found: list[Tensor] = []
+    compiled = snnfast.compile(net)
+    for function in (net, compiled, compiled, compiled, compiled):
+        snnfast.reset(net)
+        packed.clear()
+        found.append(function(currents(7)))
+        torch.testing.assert_close(found[-1], found[0])
+        seen.append(list(packed))
+    assert seen[0]
+    assert all(shapes == seen[0] for shapes in seen)
+
+
 def test_a_function_without_a_loop_is_recorded_three_times_at_most() -> None:
     def plain(x: Tensor) -> Tensor:
         return x.relu() + 1

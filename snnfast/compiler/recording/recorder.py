@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
-from snnfast._core.pytorch import transforms_are_active
+from snnfast._core.pytorch import saved_tensors_are_hooked, transforms_are_active, unhooked
 from snnfast._unroll import node, state_gradients
 from snnfast.compiler.recording.functions import Applied, Computed
 from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError, known_of
@@ -153,6 +153,7 @@ class Recorder(TorchFunctionMode):
         """Record a call, or make it now behind all that was recorded."""
         self.grad = grad
         try:
+            self._refuse_hooks()
             return self._record(func, args, kwargs, grad)
         except NeedsValueError as error:
             self.reasons.append(str(error))
@@ -161,6 +162,14 @@ class Recorder(TorchFunctionMode):
             found = func(*args, **kwargs)
         self._since = time.perf_counter()
         return found
+
+    def _refuse_hooks(self) -> None:
+        """Hooks of saved tensors within the call, as those of a checkpoint, must get what these calls save."""
+        if saved_tensors_are_hooked():
+            with unhooked():
+                self.flush()
+            self.is_refused = True
+            raise NeedsValueError("hooks of saved tensors, such as those of a checkpoint")
 
     def step(
         self,
@@ -189,7 +198,7 @@ class Recorder(TorchFunctionMode):
                 return node.step(neuron, options, x, states, parameters, backend)
         spelled = tuple(key)
         kind = self._known.get(spelled)
-        if kind is not None:
+        if kind is not None and not saved_tensors_are_hooked():
             return tuple(self._made(kind, tuple(leaves), (), {}))
         before = len(self.kinds)
         found = node.step(neuron, options, x, states, parameters, backend)
@@ -207,6 +216,7 @@ class Recorder(TorchFunctionMode):
             applied = self._functions[cls, objects] = self._known.applied(cls, objects)
         before, self.records = self.records, False
         try:
+            self._refuse_hooks()
             if cls is SyncBatchNorm:
                 self.is_refused = True
                 raise NeedsValueError(_SYNCHRONISES)
