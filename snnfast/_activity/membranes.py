@@ -22,16 +22,22 @@ class Membranes:
     """
 
     def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._calls = 0
+        self._sum: Tensor | float = 0.0
+        self._calls = 0  # that have ended
+        self._now: Tensor | None = None  # of this call
         self.distances: Tensor | None = None
 
     @property
     def mean(self) -> float | None:
-        return None if self._sum is None else float(self._sum) / self._calls
+        self.end_call()
+        return float(self._sum) / self._calls if self._calls else None
+
+    def end_call(self) -> None:
+        if self._now is not None:
+            self._sum, self._calls, self._now = self._sum + self._now, self._calls + 1, None
 
     def add(self, mem: Tensor, threshold: Any) -> None:
-        """Add the membranes ``[B, *]`` after a last step."""
+        """Take the membranes ``[B, *]`` after the last step of a call, or of a part of it: the last part counts."""
         mem = mem.detach()
         if not mem.is_floating_point() or mem.numel() == 0 or mem.is_meta:
             return
@@ -42,8 +48,7 @@ class Membranes:
             return
         whole = bound.numel() == 1
         mean = (mem.mean(dtype=torch.float32) / bound.reshape(())) if whole else (mem / bound).mean(dtype=torch.float32)
-        self._sum = mean if self._sum is None else self._sum + mean
-        self._calls += 1
+        self._now = mean
         samples = mem[: -(-len(mem) * _MOST // mem.numel())] if mem.dim() > 1 else mem
         distances = (samples - bound).reshape(-1)
         self.distances = distances[:: -(-distances.numel() // _MOST)].clone()

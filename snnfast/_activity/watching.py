@@ -79,8 +79,10 @@ class Seen:
         if self.neurons is None:
             return
         self.neurons.end_call()
-        if self.holds and self.membranes is not None:
-            self.membranes.add_held(self.module)
+        if self.membranes is not None:
+            if self.holds:
+                self.membranes.add_held(self.module)
+            self.membranes.end_call()
         self.holds, self.has_ended = False, True
 
     def to_record(self) -> Record | None:

@@ -209,6 +209,19 @@ def test_what_a_backward_pass_computes_again_is_not_counted() -> None:
     assert run(lambda f, *args: checkpoint(f, *args, use_reentrant=False)) == run(lambda f, *args: f(*args))
 
 
+@pytest.mark.parametrize("calls", [1, 3])
+def test_a_network_in_parts_of_some_steps_has_the_counts_and_membranes_of_the_whole(calls: int) -> None:
+    net = snnfast.MultiStep(nn.Linear(6, 20), snnfast.Leaky(0.9), nn.Linear(20, 5), snnfast.Leaky(0.8))
+
+    def run(part: Any) -> Any:
+        with snnfast.activity(net) as a:
+            for factor in range(calls):
+                net(torch.linspace(-1, factor + 3, T * B * 6).view(T, B, 6), checkpoint=part)[0].sum().backward()
+        return counts_of(a), a.health()
+
+    assert run(3) == run(False)
+
+
 def test_calls_of_other_threads_are_not_counted() -> None:
     net = snnfast.MultiStep(nn.Linear(6, 20), snnfast.Leaky(0.9), nn.Linear(20, 5))
     steps = nn.Sequential(snnfast.Leaky(0.9, init_hidden=True))
