@@ -197,6 +197,8 @@ class Kinds(dict[Any, Kind]):
                 found = func(*given, **named)
         except Exception as error:
             raise NeedsValueError(f"{getattr(func, '__name__', func)} raises {type(error).__name__}") from None
+        for t in tensors_in(found):
+            _check_is_plain(t)
         returned = {storage_of(t) for t in tensors_in(found)}
         kind.writes = tuple([v != _version(t) for v, t in zip(versions, fakes, strict=True)])
         kind.aliases = tuple([isinstance(t, Tensor) and storage_of(t) in returned for t in fakes])
@@ -255,9 +257,12 @@ def _version(t: Any) -> int:
     return t._version if isinstance(t, Tensor) and not t.is_inference() else 0
 
 
-def _result_like(t: Tensor) -> Like:
+def _check_is_plain(t: Tensor) -> None:
     if t.layout is not torch.strided or t.is_complex():
         raise NeedsValueError("a tensor that is not dense, or complex")
+
+
+def _result_like(t: Tensor) -> Like:
     like = like_of(t)
     if not all(isinstance(size, int) for size in (*like.shape, *like.stride)):
         raise NeedsValueError("a size that depends on values")
