@@ -15,10 +15,11 @@ struct Place {
   bool there;
 
   __device__ __forceinline__ explicit Place(const Norm& q) {
-    const unsigned column = (blockIdx.x % q.groups << q.shift) + (threadIdx.x & ((1u << q.shift) - 1));
-    const unsigned row = blockIdx.x / q.groups * (kThreads >> q.shift) + (threadIdx.x >> q.shift);
+    const unsigned block = q.groups.quotient(blockIdx.x), group = blockIdx.x - block * q.groups.by;
+    const unsigned column = (group << q.shift) + (threadIdx.x & ((1u << q.shift) - 1));
+    const unsigned row = block * (kThreads >> q.shift) + (threadIdx.x >> q.shift), image = q.per.quotient(row);
     there = column < q.columns && row < q.rows;
-    first = row / q.per * q.outer + row % q.per * V + column * q.inner;
+    first = image * q.outer + (row - image * q.per.by) * V + column * q.inner;
     channel = column * kC;
   }
 };
@@ -43,16 +44,22 @@ __device__ __forceinline__ void request(const Norm& q, const float* numbers, int
     request<float, of>(numbers + static_cast<int64_t>(channel + j) * size, stride, T, rows[j]);
 }
 
-// Adds up the rows of each column, in place, by halves, of so many numbers. All threads share the work.
+// Adds up the rows of each column, in place, sixteen at a time, of so many numbers. All threads share the work.
 __device__ __forceinline__ void add_rows(double (*memory)[kThreads], int numbers, int shift) {
+  constexpr int kLog = 4;
   __syncthreads();
 #pragma unroll 1
-  for (int log = kLogNormThreads - 1; log >= shift; --log) {
-    const int half = 1 << log;
+  for (int log = kLogNormThreads, next; log > shift; log = next) {
+    next = log - kLog > shift ? log - kLog : shift;
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < numbers << log; i += kThreads) {
-      double* const row = memory[i >> log] + (i & (half - 1));
-      row[0] += row[half];
+    for (int i = static_cast<int>(threadIdx.x); i < numbers << next; i += kThreads) {
+      double* const row = memory[i >> next] + (i & ((1 << next) - 1));
+      double sum = row[0];
+#pragma unroll
+      for (int k = 1; k < 1 << kLog; ++k) {
+        if (k << next < 1 << log) sum += row[k << next];
+      }
+      row[0] = sum;
     }
     __syncthreads();
   }
@@ -66,10 +73,11 @@ __device__ __forceinline__ void add_rows(double (*memory)[kThreads], int numbers
 template <int kC, int n, typename A, typename F, typename G>
 __device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own)[n], int numbers,
                                              double (*memory)[kThreads], F&& f, G&& g) {
-  const int thread = static_cast<int>(threadIdx.x), group = static_cast<int>(blockIdx.x % q.groups);
+  const int thread = static_cast<int>(threadIdx.x),
+            group = static_cast<int>(blockIdx.x - q.groups.quotient(blockIdx.x) * q.groups.by);
   const int column = thread & ((1 << q.shift) - 1), sums = numbers << q.shift;
   auto* const counters = static_cast<unsigned*>(q.partial_sums);  // 0 at first
-  double* const partial = static_cast<double*>(q.partial_sums) + q.groups;
+  double* const partial = static_cast<double*>(q.partial_sums) + q.groups.by;
 #pragma unroll
   for (int k = 0; k < n; ++k) memory[k][thread] = own[k];
   add_rows(memory, numbers, q.shift);
@@ -87,7 +95,7 @@ __device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own
     const double* const at = partial + static_cast<int64_t>(group) * sums + (k << q.shift) + column;
 #pragma unroll 4
     for (unsigned block = threadIdx.x >> q.shift; block < q.blocks; block += kThreads >> q.shift) {
-      sum += __ldcg(at + static_cast<int64_t>(block) * q.groups * sums);
+      sum += __ldcg(at + static_cast<int64_t>(block) * q.groups.by * sums);
     }
     memory[k][thread] = sum;
   }
