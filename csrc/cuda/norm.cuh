@@ -73,8 +73,8 @@ __device__ __forceinline__ void add_rows(double (*memory)[kThreads], int numbers
 template <int kC, int n, typename A, typename F, typename G>
 __device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own)[n], int numbers,
                                              double (*memory)[kThreads], F&& f, G&& g) {
-  const int thread = static_cast<int>(threadIdx.x),
-            group = static_cast<int>(blockIdx.x - q.groups.quotient(blockIdx.x) * q.groups.by);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int group = static_cast<int>(blockIdx.x - q.groups.quotient(blockIdx.x) * q.groups.by);
   const int column = thread & ((1 << q.shift) - 1), sums = numbers << q.shift;
   auto* const counters = static_cast<unsigned*>(q.partial_sums);  // 0 at first
   double* const partial = static_cast<double*>(q.partial_sums) + q.groups.by;
