@@ -17,6 +17,19 @@ inline constexpr int kNormNumbers = 4;
 inline constexpr int kMostNormSteps = 16, kNormFew = 4;
 inline constexpr int kLogNormThreads = 7;  // of a block
 
+// Divides numbers below 2^31 by one that the host knows: a product and a shift, where a division takes 20 instructions.
+// The factor is 2^shift / by, rounded up, so that a quotient is less than 1 / by too large.
+struct Divisor {
+  unsigned by, factor;
+  int shift;
+
+  static Divisor of(unsigned by) {
+    const int shift = 31 + std::bit_width(by - 1);
+    return {by, static_cast<unsigned>((uint64_t{1} << shift) / by) + 1, shift};
+  }
+  SNN_HD unsigned quotient(unsigned number) const { return static_cast<unsigned>(uint64_t{number} * factor >> shift); }
+};
+
 struct Norm {
   int64_t B, C, S;     // samples, channels, and elements of a channel of a sample
   bool channels_last;  // a step lies in memory as [B, S, C], and not as [B, C, S]
@@ -29,9 +42,9 @@ struct Norm {
   bool vectors;  // a thread has 4 neurons
   unsigned columns, rows;
   int shift;              // a block takes 1 << shift columns
-  unsigned groups;        // of columns, each a block's
+  Divisor groups;         // of columns, each a block's
   unsigned blocks;        // of a group
-  unsigned per;           // rows that lie side by side
+  Divisor per;            // rows that lie side by side
   unsigned outer, inner;  // elements from so many rows to the next, and from a column to the next
   void* partial_sums;     // double, as many as plan() returns, whatever is in them; nullptr: nothing is summed
 
@@ -46,16 +59,22 @@ struct Norm {
     const int64_t V = vectors ? 4 : 1, samples = B * S;
     columns = static_cast<unsigned>(channels_last ? C / V : C);
     rows = static_cast<unsigned>(channels_last ? samples : samples / V);
-    per = static_cast<unsigned>(channels_last ? 1 : S / V);
+    per = Divisor::of(static_cast<unsigned>(channels_last ? 1 : S / V));
     outer = static_cast<unsigned>(channels_last ? C : C * S);
     inner = static_cast<unsigned>(channels_last ? V : S);
     shift = channels_last ? std::bit_width(std::min(columns, 32u) - 1) : 0;
-    groups = ((columns - 1) >> shift) + 1;
+    groups = Divisor::of(((columns - 1) >> shift) + 1);
     blocks = ((rows - 1) >> (kLogNormThreads - shift)) + 1;
     const int64_t steps = T > 8 ? kMostNormSteps : vectors ? kNormFew : 8, channels = channels_last ? V : 1;
-    return groups * (1 + blocks * (2 * steps * channels << shift));
+    return groups.by * (1 + blocks * ((2 * steps + 1) * channels << shift));
   }
 };
+
+// Whether there are kernels for a neuron with a reset.
+template <typename Neuron>
+constexpr bool norm_resets(Reset reset) {
+  return reset == Reset::kSubtract || (reset == Reset::kZero && ResetsAtOnce<Neuron>);
+}
 
 struct Statistics {
   DType dtype;
@@ -79,8 +98,9 @@ template <typename Neuron>
 struct BackwardNorm : Backward<Neuron> {
   const float* channels;  // their numbers, as the statistics have them
   Norm norm;
-  double* sums;    // [2, T, C], or [2, 1, C] over time: the gradients of the bias and of the weight
-  float* through;  // [T, C, 2], or [1, C, 2] over time: the gradient of x that passes through the statistics
+  double* sums;      // [2, T, C], or [2, 1, C] over time: the gradients of the bias and of the weight
+  double* of_first;  // [C]: the share of each channel in the gradient of the first parameter; or nullptr
+  float* through;    // [T, C, 2], or [1, C, 2] over time: the gradient of x that passes through the statistics
 };
 
 namespace cuda {

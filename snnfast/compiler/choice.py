@@ -78,7 +78,7 @@ class Choice:
         options: Those of ``torch.compile``.
         left: The layers of the network that could not be converted, and why.
         at_once: Says before the first call how many layers there are, if all run all steps at once and there is no loop
-            beside them.
+            beside them; and which function then takes the place of ``function``.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Choice:
         by: str | None,
         options: dict[str, Any],
         left: dict[str, str],
-        at_once: Callable[[], int] = int,
+        at_once: Callable[[], tuple[int, Callable[..., Any]]] | None = None,
     ) -> None:
         self._function, self._name, self._left = function, name, left
         self._traced = None if by == RECORDING else Traced(function, name, options, left)
@@ -107,9 +107,9 @@ class Choice:
         if grad in self._as_it_is or is_dynamo_compiling() or current_recorder() is not None:
             return self._function(*args, **kwargs)
         if self._layers is not None and _backend.current_backend() != "reference":
-            layers, self._layers = self._layers(), None
+            (layers, function), self._layers = self._layers(), None
             if layers:
-                self._as_it_is = {True, False}
+                self._function, self._as_it_is = function, {True, False}
                 self._warn(f"runs as it is, without torch.compile: {nothing_to_compile(layers)}")
                 return self._function(*args, **kwargs)
         if self._recorded is None:

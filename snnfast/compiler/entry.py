@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 import itertools
 import types
 import weakref
@@ -36,7 +37,9 @@ def compile(net: Any, *, by: str | None = None, **options: Any) -> Any:
     number of steps.
 
     If nothing is gained, the network or function runs as it is from then on, and one warning says why. So does a part
-    of it that ``torch.compile`` can't trace, whatever error it raises.
+    of it that ``torch.compile`` can't trace, whatever error it raises. On CUDA, a network in SpikingJelly's step mode
+    ``"m"`` that runs as it is still runs each batch normalisation in training and the node behind it in a
+    ``nn.Sequential`` as one.
 
     Args:
         net: A module with a loop over time in its ``forward``, or a function with one, such as a training step.
@@ -89,9 +92,19 @@ def compile(net: Any, *, by: str | None = None, **options: Any) -> Any:
         return function
     left = convert(net)
     itself = weakref.ref(net)  # a network that is not used any more is freed at once, with all that was compiled for it
-    call = Choice(_call_of_its_own(), _name_of(net), by, options, left, lambda: layers_at_once(itself()))
+    call = Choice(_call_of_its_own(), _name_of(net), by, options, left, lambda: _at_once(itself()))
     net._compiled_call_impl = lambda *args, **kwargs: call(itself(), *args, **kwargs)
     return net
+
+
+def _at_once(net: nn.Module | None) -> tuple[int, Compiled]:
+    """How many neuron layers of a network run all steps in one call, and the call of the network if there are any."""
+    layers = layers_at_once(net)
+    if net is None or not layers:
+        return 0, _call_of_its_own()
+    at_once = importlib.import_module("snnfast.compiler.at_once")
+    at_once.pair(net)
+    return layers, at_once.call
 
 
 def _checked(net: Any) -> Any:

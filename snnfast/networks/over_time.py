@@ -26,6 +26,7 @@ __all__ = [
     "has_unroll",
     "linear_behind",
     "norm_before",
+    "norm_of",
     "over_time",
     "unrolled",
 ]
@@ -169,9 +170,17 @@ def norm_before(
 
     ``by_itself`` computes it where the kernels do not take the neurons behind it. ``x`` is ``[T, B, C, *]``.
     """
-    if becomes_node() or not has_norm(x.device) or not is_pytorchs(layer) or not has_batch_statistics(layer):
+    return norm_of(layer, x, batch_norm_over_time, by_itself) if is_pytorchs(layer) else None
+
+
+def norm_of(
+    layer: nn.Module, x: Tensor, batch_norm_over_time: bool, by_itself: Callable[[Tensor], Tensor]
+) -> Norm | None:
+    """A batch normalisation in training for :func:`norm_before`, of a layer known to run PyTorch's code alone."""
+    if becomes_node() or not has_norm(x.device) or not has_batch_statistics(layer):
         return None
-    if x.dim() not in _DIMS[type(layer)] or x.shape[2] != layer.num_features:  # PyTorch says what is wrong
+    dims = next(dims for kind, dims in _DIMS.items() if isinstance(layer, kind))
+    if x.dim() not in dims or x.shape[2] != layer.num_features:  # PyTorch says what is wrong
         return None
 
     def update(mean: Tensor, variance: Tensor) -> None:

@@ -218,7 +218,8 @@ def kernels() -> dict[int, str]:
     """The names of all kernels of the library, by where they lie in it."""
     listed = subprocess.run(["nm", "--defined-only", load()._name], capture_output=True, text=True, check=True).stdout
     places = {symbol: int(at, 16) for at, kind, symbol in map(str.split, listed.splitlines()) if kind in "tT"}
-    return {places[symbol]: name for symbol, name in names(s for s in places if "_kernelI" in s).items()}
+    found = names(s for s in places if "_kernelI" in s)
+    return {places[symbol]: name for symbol, name in found.items() if name.endswith(">")}  # no lambda in a kernel
 
 
 def take_launches(most: int = 1 << 14) -> list[Launch]:

@@ -198,7 +198,7 @@ LOOP = f"""\
 """
 
 
-def test_the_instructions_of_a_launch_are_counted() -> None:
+def test_the_instructions_of_a_launch_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     class Launch(NamedTuple):
         parameters: bytes
         blocks: int = 3
@@ -209,6 +209,13 @@ def test_the_instructions_of_a_launch_are_counted() -> None:
     by_data = LOOP.replace("ISETP.NE.AND P2, PT, R4, RZ", "FSETP.GT.AND P2, PT, R9, RZ")
     with pytest.raises(thread.UnknownError, match="@P2 BRA"):
         thread.issued(code(by_data), Launch(struct.pack("<q", 1)))
+    by_parameter = LOOP.replace("ISETP.NE.AND P2, PT, R4, RZ", "FSETP.GT.AND P2, PT, R4, 1")
+    leaves, stays = (struct.pack("<fi", number, 0) for number in (1.0, 1.5))
+    by_parameter = by_parameter.replace("IADD3 R4, P1, R4, -0x1, RZ", "NOP")
+    assert thread.issued(code(by_parameter), Launch(leaves), 5) == 7 + 5 + 1
+    monkeypatch.setattr(thread, "_MOST", 100)
+    with pytest.raises(thread.UnknownError, match="does not end"):
+        thread.issued(code(by_parameter), Launch(stays), 5)
 
 
 def test_kernels_of_a_few_steps_have_no_loop() -> None:

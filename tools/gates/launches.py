@@ -6,14 +6,14 @@ are counted as they are called, at few steps as at many.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import snnfast
 from snnfast import spikingjelly, surrogate
@@ -30,47 +30,69 @@ NEURONS = 4096
 
 
 class Call(NamedTuple):
-    """An ordinary call, and the most instructions of a neuron and step that it may take."""
+    """An ordinary call, and the most instructions of a neuron and step that each of its launches may take, in order."""
 
     name: str
     run: Callable[[Tensor], Tensor]  # from a current to what has a gradient
-    forward: float
-    backward: float
+    bars: Mapping[str, float]
+    steps: Sequence[int] = STEPS
+    shape: Sequence[int] = (NEURONS,)  # of a step
 
-    def most(self, direction: str, steps: int) -> float:
+    def most(self, launch: str, steps: int) -> float:
         """At ten steps a batch is not full, which takes a few more."""
-        of: float = getattr(self, direction)
-        return of + (0 if steps != 10 else 2 if direction == "forward" else 5)
+        return self.bars[launch] + (0 if steps != 10 else 2 if launch == "forward" else 5)
+
+
+def _both(forward: float, backward: float) -> Mapping[str, float]:
+    return {"forward": forward, "backward": backward}
 
 
 def calls() -> Iterator[Call]:
     leaky, sigmoid = partial(_unrolled, {}), {"spike_grad": surrogate.sigmoid()}
     learned, zero = {"beta": torch.tensor([0.9]), "learn_beta": True}, {"reset_mechanism": "zero"}
-    yield Call("Leaky, recorded", leaky, 20, 20)
-    yield Call("Leaky", partial(leaky, record_mem=False), 20, 28)
-    yield Call("Leaky, half", lambda x: leaky(x.half(), record_mem=False), 15, 29)
-    yield Call("Leaky, learn_beta", partial(_unrolled, learned, record_mem=False), 22, 34)
-    yield Call("Leaky, sigmoid, recorded", partial(_unrolled, sigmoid), 20, 40)
-    yield Call("Leaky, zero", partial(_unrolled, zero, record_mem=False), 20, 30)
-    yield Call("Leaky, zero, recorded", partial(_unrolled, zero), 45, 40)  # forward the general kernel
-    yield Call("Leaky, loss on the membranes", lambda x: snnfast.Leaky(0.9).unroll(x)[1], 20, 40)
+    yield Call("Leaky, recorded", leaky, _both(20, 20))
+    yield Call("Leaky", partial(leaky, record_mem=False), _both(20, 28))
+    yield Call("Leaky, half", lambda x: leaky(x.half(), record_mem=False), _both(15, 29))
+    yield Call("Leaky, learn_beta", partial(_unrolled, learned, record_mem=False), _both(22, 34))
+    yield Call("Leaky, sigmoid, recorded", partial(_unrolled, sigmoid), _both(20, 40))
+    yield Call("Leaky, zero", partial(_unrolled, zero, record_mem=False), _both(20, 30))
+    yield Call("Leaky, zero, recorded", partial(_unrolled, zero), _both(45, 40))  # forward the general kernel
+    yield Call("Leaky, loss on the membranes", lambda x: snnfast.Leaky(0.9).unroll(x)[1], _both(20, 40))
     neuron, gradients = spikingjelly.neuron, spikingjelly.surrogate
     for node in (neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode):
         for gradient in (gradients.Sigmoid, gradients.ATan):
             for reset, v_reset in (("hard", 0.0), ("soft", None)):
                 made = partial(node, v_reset=v_reset, surrogate_function=gradient(), step_mode="m")
-                yield Call(f"{node.__name__}, {gradient.__name__}, {reset}", partial(_jelly, made), 20, 45)
+                name = f"{node.__name__}, {gradient.__name__}, {reset}"
+                yield Call(name, partial(_jelly, made), _both(20, 45))
+                yield _normed(name, partial(_node, made))
+    yield _normed("Leaky", partial(snnfast.Leaky, 0.9))
+
+
+def _normed(name: str, make: Callable[[], nn.Module]) -> Call:
+    """Behind a batch normalisation, at the few steps of a thread with several neurons."""
+    learns = "Parametric" in name  # its rate is loaded, and its gradient is a sum
+    bars = {"statistics": 20, "forward": 20 + learns, "sums of backward": 50 + 2 * learns, "backward": 42}
+    return Call(f"{name}, batch normalisation", partial(_network, make), bars, (4,), (16, 4, 8, 8))
+
+
+def _network(make: Callable[[], nn.Module], x: Tensor) -> Tensor:
+    return snnfast.MultiStep(nn.BatchNorm2d(x.shape[2]), make(), nn.Identity())(x)[0]
 
 
 def _unrolled(layer: dict[str, Any], x: Tensor, **options: Any) -> Tensor:
     return snnfast.Leaky(**{"beta": 0.9, **layer}).unroll(x, **options)[0]
 
 
-def _jelly(make: Callable[[], Any], x: Tensor) -> Tensor:
+def _node(make: Callable[[], Any]) -> Any:
     node = make()
     for parameter in node.parameters():
         parameter.data = parameter.data.reshape(1)  # a tensor without dimensions would be a number of the host here
-    return node(x)  # type: ignore[no-any-return]
+    return node
+
+
+def _jelly(make: Callable[[], Any], x: Tensor) -> Tensor:
+    return _node(make)(x)  # type: ignore[no-any-return]
 
 
 class Counted(NamedTuple):
@@ -78,7 +100,7 @@ class Counted(NamedTuple):
 
     call: str
     steps: int
-    direction: str
+    launch: str
     kernel: str
     instructions: float
 
@@ -91,15 +113,15 @@ def counted(code: Sequence[Kernel]) -> list[Counted]:
     ops.use(build.NAMESPACE)
     with snnfast.use_backend("fused"):
         for call in calls():
-            for steps in STEPS:
-                x = torch.rand(steps, NEURONS, requires_grad=True)
+            for steps in call.steps:
+                x = torch.rand(steps, *call.shape, requires_grad=True)
                 build.take_launches()
                 call.run(x).sum().backward()
-                for direction, launch in zip(("forward", "backward"), build.take_launches(), strict=True):
+                for name, launch in zip(call.bars, build.take_launches(), strict=True):
                     first = range(0, launch.threads, 32)  # the threads that do most of a warp
                     of_warps = [thread.issued(named[launch.kernel], launch, first_one) for first_one in first]
                     each = mean(of_warps) / steps / kernels.width(launch.kernel)
-                    found.append(Counted(call.name, steps, direction, launch.kernel, each))
+                    found.append(Counted(call.name, steps, name, launch.kernel, each))
     return found
 
 
@@ -108,9 +130,10 @@ def table(found: Sequence[Counted]) -> list[list[str]]:
     lines = [["instructions of a neuron and step, whole launch", *(f"T = {steps}" for steps in STEPS), "kernel"]]
     rows: dict[tuple[str, str], list[Counted]] = {}
     for one in found:
-        rows.setdefault((one.call, one.direction), []).append(one)
+        rows.setdefault((one.call, one.launch), []).append(one)
     for (call, direction), of in rows.items():
-        lines.append([f"{call}: {direction}", *(f"{one.instructions:.1f}" for one in of), of[0].kernel])
+        at = {one.steps: f"{one.instructions:.1f}" for one in of}
+        lines.append([f"{call}: {direction}", *(at.get(steps, "") for steps in STEPS), of[0].kernel])
     return lines
 
 
@@ -118,7 +141,7 @@ def problems(found: Sequence[Counted]) -> list[str]:
     """What takes more than it may."""
     named = {call.name: call for call in calls()}
     return [
-        f"{one.call}, {one.direction}, T = {one.steps}: {one.instructions:.1f} instructions of a neuron and step"
+        f"{one.call}, {one.launch}, T = {one.steps}: {one.instructions:.1f} instructions of a neuron and step"
         for one in found
-        if one.instructions > named[one.call].most(one.direction, one.steps)
+        if one.instructions > named[one.call].most(one.launch, one.steps)
     ]

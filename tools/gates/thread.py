@@ -1,7 +1,8 @@
 """Runs one thread of a kernel through its machine code, and counts the instructions that it issues.
 
 Only integers are computed: the parameters of the launch, addresses and the numbers of loops. What comes from memory or
-is a floating-point number is unknown. No branch of a plain kernel may depend on it, so that every thread goes this way.
+is a floating-point number is unknown, unless it is a parameter that is compared. No branch of a plain kernel may depend
+on it, so that every thread goes this way.
 """
 
 import re
@@ -15,7 +16,7 @@ from .sass import Kernel
 _PARAMETERS = 0x210  # where those of a kernel begin in the constant bank, on 9.0
 _MASK = 0xFFFFFFFF
 _MOST = 2_000_000  # instructions
-_COMPARES: dict[str, Callable[[int, int], bool]] = {"LT": lt, "LE": le, "GT": gt, "GE": ge, "EQ": eq, "NE": ne}
+_COMPARES: dict[str, Callable[[float, float], bool]] = {"LT": lt, "LE": le, "GT": gt, "GE": ge, "EQ": eq, "NE": ne}
 _REGISTER = re.compile(r"U?R(Z|\d+)$")
 _PREDICATE = re.compile(r"!?U?P(T|\d)$")
 _CONSTANT = re.compile(r"c\[0x0\]\[(0x[0-9a-f]+)\]$")
@@ -101,6 +102,13 @@ class _Thread:
         if _REGISTER.match(text):
             return 0 if text.endswith("Z") else self.registers.get(text)
         return int(text, 0) & _MASK if re.match(r"(0x[0-9a-f]+|\d+)$", text) else None
+
+    def number(self, text: str) -> float | None:
+        """An operand as a floating-point number."""
+        if _NUMBER.match(text):
+            return float(text)
+        word = self.value(text) if _CONSTANT.match(text) or _REGISTER.match(text.removesuffix(".reuse")) else None
+        return None if word is None else struct.unpack("<f", struct.pack("<I", word & _MASK))[0]  # type: ignore[no-any-return]
 
     def pair(self, text: str) -> int | None:
         text = text.removesuffix(".reuse").removesuffix(".64")
@@ -253,6 +261,12 @@ class _Thread:
         known = None not in truths and table is not None
         at = sum(int(bool(bit)) << i for bit, i in zip(truths, (2, 1, 0), strict=True))
         self.predicates[of[0]] = bool(table >> at & 1) if known else None  # type: ignore[operator]
+
+    def fsetp(self, modifiers: list[str], of: list[str]) -> None:
+        """Of numbers that the host knows."""
+        a, b = map(self.number, of[2:4])
+        known = a is not None and b is not None and of[4:] == ["PT"] and of[1] == "PT" and modifiers[0] in _COMPARES
+        self.predicates[of[0]] = _COMPARES[modifiers[0]](a, b) if known else None  # type: ignore[arg-type]
 
     def isetp(self, modifiers: list[str], of: list[str]) -> None:
         a, b, other = self.value(of[2]), self.value(of[3]), self.truth(of[4])
