@@ -1,7 +1,8 @@
 """Forward and backward of layers and networks as training calls them, for tests and tools that look at the kernels."""
 
 import argparse
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,11 @@ LEARNED: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = tuple(
 )
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NORM_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+NORMED: dict[str, Callable[[], nn.Module]] = {  # neurons behind a batch normalisation
+    "Leaky": lambda: snnfast.Leaky(0.9),
+    "hard": spikingjelly.neuron.ParametricLIFNode,
+    "soft": lambda: spikingjelly.neuron.LIFNode(v_reset=None),
+}
 MANY = 1 << 18  # neurons from which on a thread takes several of them
 Call = tuple[str, int, int, torch.dtype, dict[str, Any], dict[str, Any]]  # layer, T, N, dtype, options
 
@@ -76,7 +82,8 @@ def watched(many: int = MANY) -> Iterator[Call]:
                 yield name, T, size, dtype, layer, {}
     for dtype in NORM_DTYPES:
         for T, size, channels_last in ((7, 37, False), (16, 37, False), (4, many, False), (4, many, True)):
-            yield "normed", T, size, dtype, {"channels_last": channels_last}, {}
+            for neurons in NORMED:
+                yield "normed", T, size, dtype, {"channels_last": channels_last, "neurons": neurons}, {}
 
 
 def profiled(many: int = MANY) -> Iterator[Call]:
@@ -91,8 +98,8 @@ def profiled(many: int = MANY) -> Iterator[Call]:
     for name, layer in NODES:
         for T in (4, 100):
             yield name, T, many, torch.float32, layer, {}
-    for channels_last in (False, True):
-        yield "normed", 4, many, torch.float32, {"channels_last": channels_last}, {}
+    for channels_last, neurons in itertools.product((False, True), NORMED):
+        yield "normed", 4, many, torch.float32, {"channels_last": channels_last, "neurons": neurons}, {}
     yield "Leaky", 100, many - 1, torch.float32, *OPTIONS[2]  # no vector fits
     yield "Leaky", 4096, min(many, 256), torch.float32, *OPTIONS[0]
     yield "Synaptic", 100, many, torch.float32, *OPTIONS[0]
@@ -137,9 +144,9 @@ def of_each(size: training.Size) -> training.MakeLayer:
     return lambda: training.own(beta=torch.full((size.neurons,), 0.9), learn_beta=True)
 
 
-def normed(x: Tensor, grad: Tensor, channels_last: bool) -> list[Tensor]:
+def normed(x: Tensor, grad: Tensor, channels_last: bool, neurons: str) -> list[Tensor]:
     """Batch normalisation in training of images ``[T, B, C, H, W]``, with neurons behind it."""
-    net = snnfast.MultiStep(nn.BatchNorm2d(x.shape[2]), snnfast.Leaky(0.9), nn.Identity()).to(x.device)
+    net = snnfast.MultiStep(nn.BatchNorm2d(x.shape[2]), NORMED[neurons](), nn.Identity()).to(x.device)
     if channels_last:
         x = x.movedim(2, -1).contiguous().movedim(-1, 2)
     x = x.detach().requires_grad_()

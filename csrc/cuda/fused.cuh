@@ -55,5 +55,10 @@ __device__ __forceinline__ float exponential(const Slope& of, float z) {
   const float inverse = Fused::reciprocal(Fused::multiply_add(of.rest, e, of.rest));
   return e * inverse * inverse;
 }
+// kOpen: the surrogate may be the sigmoid.
+template <bool kOpen>
+__device__ __forceinline__ float slope_at(const Slope& of, float z) {
+  return kOpen && of.exponential ? exponential(of, z) : rational(of, z);
+}
 
 }  // namespace snnfast::cuda

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "../neurons/ifnode.h"
 #include "../neurons/leaky.h"
 #include "fused.cuh"
 
@@ -13,7 +14,9 @@ namespace snnfast::cuda {
 namespace norm {
 namespace {
 
-constexpr ResetRule kRule{Reset::kSubtract, true};
+// Whether a call may learn the first parameter of its neurons, and have the sigmoid as their surrogate.
+template <typename Neuron>
+constexpr bool kOpen = ResetsAtOnce<Neuron>;
 
 template <typename P, typename S, int V, int kC, int kT>
 __global__ void __launch_bounds__(kThreads) statistics_norm_kernel(const P p) {
@@ -34,17 +37,18 @@ __global__ void __launch_bounds__(kThreads) statistics_norm_kernel(const P p) {
       sums[1] += value * value;
     }
   }
-  sum_channels<kC>(p.norm, T, own, memory, [&](int64_t at, int64_t channel, double sum, double squares, double share) {
+  const auto finish = [&](int64_t at, int64_t channel, double sum, double squares, double share) {
     const double mean = sum * share, apart = squares * share - mean * mean, variance = apart < 0 ? 0 : apart;
     const double inverse = 1 / std::sqrt(variance + p.eps);
     const double scale = p.weight != nullptr ? p.weight[channel] * inverse : inverse;
     const double shift = (p.bias != nullptr ? p.bias[channel] : 0) - mean * scale;
     store<kNormNumbers>(p.numbers + kNormNumbers * at, {scale, shift, mean, inverse});
     p.variance[at] = static_cast<float>(variance);
-  });
+  };
+  sum_channels<kC>(p.norm, T, own, 2 * kT * kC, memory, finish, [](int64_t, double) {});
 }
 
-template <typename Neuron, typename S, int V, int kC, int kT>
+template <typename Neuron, typename S, int V, int kC, int kT, Reset kReset>
 __global__ void __launch_bounds__(kThreads) forward_norm_kernel(const ForwardNorm<Neuron> p) {
   const int T = kT == kNormFew ? kT : static_cast<int>(p.T);
   const Place<V, kC> place(p.norm);
@@ -67,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) forward_norm_kernel(const ForwardNor
     for (int i = 0; i < V; ++i) {
       float of[2];
       unpack(numbers[i % kC][k], of);
-      spikes[i] = Neuron::step(kRule, of[0] * y[i] + of[1], state[i], parameters).spk;
+      spikes[i] = Neuron::step(ResetRule{kReset, true}, of[0] * y[i] + of[1], state[i], parameters).spk;
     }
     store<V>(spk, spikes);
     plain::advance(spk, p.N);
@@ -78,12 +82,14 @@ __global__ void __launch_bounds__(kThreads) forward_norm_kernel(const ForwardNor
 }
 
 // kWrite: the gradient of x is written; else the two sums of each channel are made that it needs.
-template <typename Neuron, typename S, int V, int kC, int kT, bool kWrite>
+template <typename Neuron, typename S, int V, int kC, int kT, Reset kReset, bool kWrite>
 __global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const BackwardNorm<Neuron> p) {
-  __shared__ double memory[kWrite ? 1 : 2 * kT * kC][kThreads];
+  constexpr ResetRule kRule{kReset, true};
+  constexpr int kOfSteps = 2 * kT * kC, kOwn = kOfSteps + (kOpen<Neuron> ? kC : 0);
+  __shared__ double memory[kWrite ? 1 : kOwn][kThreads];
   const int T = kT == kNormFew ? kT : static_cast<int>(p.T);
   const Place<V, kC> place(p.norm);
-  float own[2 * kT * kC] = {};
+  float own[kOwn] = {};
   if (place.there) {
     Raw<S, V> x[kT], gradients[kT];
     Raw<float, kNormNumbers> numbers[kC][kT];
@@ -124,10 +130,13 @@ __global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const Backwa
       for (int i = 0; i < V; ++i) {
         float of[kNormNumbers], unused[Neuron::kParameters] = {};
         unpack(numbers[i % kC][k], of);
-        const Given<float> given{spk[i], rational(p.slope, v[k][i] - parameters[p.kThreshold]), true};
-        const float y = of[0] * values[i] + of[1], apart = values[i] - of[2];
-        const float dy =
-            Neuron::template adjoint<Fused>(kRule, y, before[k][i], v[k][i], given, none, parameters, carry[i], unused);
+        const float apart = values[i] - of[2], z = v[k][i] - parameters[p.kThreshold];
+        const Given<float> given{spk[i], slope_at<kOpen<Neuron>>(p.slope, z), true};
+        float read = 0;
+        if constexpr (kOpen<Neuron>) read = Neuron::driven(of[0] * values[i] + of[1], before[k][i][0], parameters);
+        const float dy = Neuron::template adjoint<Fused>(kRule, read, before[k][i], v[k][i], given, none, parameters,
+                                                         carry[i], unused);
+        if constexpr (kOpen<Neuron> && !kWrite) own[kOfSteps + i % kC] += unused[0];
         if constexpr (kWrite) {
           float line[2];
           unpack(through[i % kC][k], line);
@@ -148,13 +157,17 @@ __global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const Backwa
     }
   }
   if constexpr (!kWrite) {
-    sum_channels<kC>(p.norm, T, own, memory, [&](int64_t at, int64_t, double sum, double apart, double share) {
+    const auto finish = [&](int64_t at, int64_t, double sum, double apart, double share) {
       float numbers[kNormNumbers];
       load<kNormNumbers>(p.channels + kNormNumbers * at, numbers);
       const double scale = numbers[0], inverse = numbers[3];
       p.sums[at] = sum;
       p.sums[p.norm.rows_of(T) * p.norm.C + at] = apart * inverse;
       store<2>(p.through + 2 * at, {-scale * sum * share, -scale * inverse * inverse * apart * share});
+    };
+    const bool learns = kOpen<Neuron> && p.of_first != nullptr;
+    sum_channels<kC>(p.norm, T, own, learns ? kOwn : kOfSteps, memory, finish, [&](int64_t channel, double sum) {
+      if (learns) p.of_first[channel] = sum;
     });
   }
 }
@@ -169,6 +182,20 @@ int visit(const P& p, F&& f) {
     if (p.T > 8) return f(element, Of<1, 1, kMostNormSteps>{});
     if (!p.norm.vectors) return f(element, Of<1, 1, 8>{});
     return p.norm.channels_last ? f(element, Of<4, 4, kNormFew>{}) : f(element, Of<4, 1, kNormFew>{});
+  });
+}
+
+template <Reset kReset>
+using OfReset = std::integral_constant<Reset, kReset>;
+
+// The same, with the reset behind.
+template <typename Neuron, typename P, typename F>
+int visit_neuron(const P& p, F&& f) {
+  return visit(p, [&](auto element, auto of) {
+    if constexpr (norm_resets<Neuron>(Reset::kZero)) {
+      if (p.rule.reset == Reset::kZero) return f(element, of, OfReset<Reset::kZero>{});
+    }
+    return f(element, of, OfReset<Reset::kSubtract>{});
   });
 }
 
@@ -194,23 +221,28 @@ int norm_statistics(const Statistics& p, void* stream) {
 template <typename Neuron>
 int norm_forward(ForwardNorm<Neuron> p, void* stream) {
   plain::set_numbers(p);
-  return norm::visit(p, [&]<typename S, int V, int kC, int kT>(S, norm::Of<V, kC, kT>) {
-    return norm::launch_norm(norm::forward_norm_kernel<Neuron, S, V, kC, kT>, false, stream, p);
-  });
+  return norm::visit_neuron<Neuron>(
+      p, [&]<typename S, int V, int kC, int kT, Reset kReset>(S, norm::Of<V, kC, kT>, norm::OfReset<kReset>) {
+        return norm::launch_norm(norm::forward_norm_kernel<Neuron, S, V, kC, kT, kReset>, false, stream, p);
+      });
 }
 
 template <typename Neuron>
 int norm_backward(BackwardNorm<Neuron> p, void* stream) {
   plain::set_numbers(p);
   p.slope = Slope::of(p.surrogate, p.coefficients);
-  return norm::visit(p, [&]<typename S, int V, int kC, int kT>(S, norm::Of<V, kC, kT>) {
-    const int error = norm::launch_norm(norm::backward_norm_kernel<Neuron, S, V, kC, kT, false>, true, stream, p);
-    if (error != 0 || p.grad_x == nullptr) return error;
-    return norm::launch_norm(norm::backward_norm_kernel<Neuron, S, V, kC, kT, true>, false, stream, p);
-  });
+  return norm::visit_neuron<Neuron>(
+      p, [&]<typename S, int V, int kC, int kT, Reset kReset>(S, norm::Of<V, kC, kT>, norm::OfReset<kReset>) {
+        constexpr auto kSums = norm::backward_norm_kernel<Neuron, S, V, kC, kT, kReset, false>;
+        constexpr auto kWrites = norm::backward_norm_kernel<Neuron, S, V, kC, kT, kReset, true>;
+        const int error = norm::launch_norm(kSums, true, stream, p);
+        return error != 0 || p.grad_x == nullptr ? error : norm::launch_norm(kWrites, false, stream, p);
+      });
 }
 
 template int norm_forward<Leaky>(ForwardNorm<Leaky>, void*);
 template int norm_backward<Leaky>(BackwardNorm<Leaky>, void*);
+template int norm_forward<IFNode>(ForwardNorm<IFNode>, void*);
+template int norm_backward<IFNode>(BackwardNorm<IFNode>, void*);
 
 }  // namespace snnfast::cuda

@@ -43,15 +43,14 @@ __device__ __forceinline__ void request(const Norm& q, const float* numbers, int
     request<float, of>(numbers + static_cast<int64_t>(channel + j) * size, stride, T, rows[j]);
 }
 
-// Adds up the rows of each column, in place, by halves. All threads share the work.
-template <int n>
-__device__ __forceinline__ void add_rows(double (*memory)[kThreads], int shift) {
+// Adds up the rows of each column, in place, by halves, of so many numbers. All threads share the work.
+__device__ __forceinline__ void add_rows(double (*memory)[kThreads], int numbers, int shift) {
   __syncthreads();
 #pragma unroll 1
   for (int log = kLogNormThreads - 1; log >= shift; --log) {
     const int half = 1 << log;
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < n << log; i += kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < numbers << log; i += kThreads) {
       double* const row = memory[i >> log] + (i & (half - 1));
       row[0] += row[half];
     }
@@ -59,19 +58,21 @@ __device__ __forceinline__ void add_rows(double (*memory)[kThreads], int shift) 
   }
 }
 
-// All threads of a block call this once with n numbers each, which are summed over the rows of each column in all
-// blocks. In the block of a column that is done last, f is called for its channels and the rows of their numbers, with
-// the two sums of each, and one over how many terms these have.
-template <int kC, int n, typename A, typename F>
-__device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own)[n], double (*memory)[kThreads],
-                                             F&& f) {
+// All threads of a block call this once with n numbers each, of which the first `numbers` are summed over the rows of
+// each column in all blocks: two of each step and channel, and behind them those that have no step, one of each
+// channel. In the block of a column that is done last, f is called for its channels and the rows of their numbers, with
+// the two sums of each, and one over how many terms these have; and g for its channels, with their sum that has no
+// step.
+template <int kC, int n, typename A, typename F, typename G>
+__device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own)[n], int numbers,
+                                             double (*memory)[kThreads], F&& f, G&& g) {
   const int thread = static_cast<int>(threadIdx.x), group = static_cast<int>(blockIdx.x % q.groups);
-  const int column = thread & ((1 << q.shift) - 1), sums = n << q.shift;
+  const int column = thread & ((1 << q.shift) - 1), sums = numbers << q.shift;
   auto* const counters = static_cast<unsigned*>(q.partial_sums);  // 0 at first
   double* const partial = static_cast<double*>(q.partial_sums) + q.groups;
 #pragma unroll
   for (int k = 0; k < n; ++k) memory[k][thread] = own[k];
-  add_rows<n>(memory, q.shift);
+  add_rows(memory, numbers, q.shift);
 #pragma unroll 1
   for (int i = thread; i < sums; i += kThreads) {
     partial[static_cast<int64_t>(blockIdx.x) * sums + i] = memory[i >> q.shift][i & ((1 << q.shift) - 1)];
@@ -81,7 +82,7 @@ __device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own
   if (__syncthreads_or(thread == 0 && atomicAdd(counters + 2 * group, 1u) == q.blocks - 1) == 0) return;
   __threadfence();
 #pragma unroll 1
-  for (int k = 0; k < n; ++k) {
+  for (int k = 0; k < numbers; ++k) {
     double sum = 0;
     const double* const at = partial + static_cast<int64_t>(group) * sums + (k << q.shift) + column;
 #pragma unroll 4
@@ -90,7 +91,7 @@ __device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own
     }
     memory[k][thread] = sum;
   }
-  add_rows<n>(memory, q.shift);
+  add_rows(memory, numbers, q.shift);
   const int rows = static_cast<int>(q.rows_of(T)), log = q.shift + (kC > 1 ? 2 : 0);
 #pragma unroll 1
   for (int i = thread; i < rows << log; i += kThreads) {
@@ -104,6 +105,7 @@ __device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own
       second += memory[2 * (k * kC + at % kC) + 1][at / kC];
     }
     f(row * q.C + channel, channel, first, second, 1 / static_cast<double>(q.B * q.S * (q.over_time ? T : 1)));
+    if (row == 0) g(channel, memory[n - kC + at % kC][at / kC]);
   }
 }
 

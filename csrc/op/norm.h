@@ -53,9 +53,15 @@ struct Norm {
     groups = ((columns - 1) >> shift) + 1;
     blocks = ((rows - 1) >> (kLogNormThreads - shift)) + 1;
     const int64_t steps = T > 8 ? kMostNormSteps : vectors ? kNormFew : 8, channels = channels_last ? V : 1;
-    return groups * (1 + blocks * (2 * steps * channels << shift));
+    return groups * (1 + blocks * ((2 * steps + 1) * channels << shift));
   }
 };
+
+// Whether there are kernels for a neuron with a reset.
+template <typename Neuron>
+constexpr bool norm_resets(Reset reset) {
+  return reset == Reset::kSubtract || (reset == Reset::kZero && ResetsAtOnce<Neuron>);
+}
 
 struct Statistics {
   DType dtype;
@@ -79,8 +85,9 @@ template <typename Neuron>
 struct BackwardNorm : Backward<Neuron> {
   const float* channels;  // their numbers, as the statistics have them
   Norm norm;
-  double* sums;    // [2, T, C], or [2, 1, C] over time: the gradients of the bias and of the weight
-  float* through;  // [T, C, 2], or [1, C, 2] over time: the gradient of x that passes through the statistics
+  double* sums;      // [2, T, C], or [2, 1, C] over time: the gradients of the bias and of the weight
+  double* of_first;  // [C]: the share of each channel in the gradient of the first parameter; or nullptr
+  float* through;    // [T, C, 2], or [1, C, 2] over time: the gradient of x that passes through the statistics
 };
 
 namespace cuda {

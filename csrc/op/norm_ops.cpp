@@ -7,6 +7,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../neurons/ifnode.h"
 #include "../neurons/leaky.h"
 #include "tensors.h"
 
@@ -90,11 +91,12 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x, const MaybeTensor& weight
 // What forward and backward have in common.
 template <typename Neuron, typename P>
 void describe(P& p, OpTensors<CudaBackend>& tensors, const Layout& layout, const Tensor& x, const Tensor& numbers,
-              const MaybeTensor& state, const std::vector<Tensor>& parameters) {
+              const MaybeTensor& state, const std::vector<Tensor>& parameters, int64_t reset) {
   static_assert(Neuron::kStates == 1);
   p.dtype = dtype_of(x, "x");
   p.norm = described(x, layout, numbers.dim() == 3 && numbers.size(0) == 1);
-  p.rule = {Reset::kSubtract, true};
+  p.rule = {static_cast<Reset>(reset), true};
+  STD_TORCH_CHECK(norm_resets<Neuron>(p.rule.reset), "reset: ", Neuron::kName, " has no kernel behind a normalisation");
   p.T = layout.T, p.N = layout.N;
   p.x = tensors.read(x, "x", x.scalar_type(), p.T);
   p.channels = numbers_of(numbers, "numbers", x, p.norm.rows_of(p.T) * p.norm.C * kNormNumbers);
@@ -102,18 +104,22 @@ void describe(P& p, OpTensors<CudaBackend>& tensors, const Layout& layout, const
   STD_TORCH_CHECK(parameters.size() == Neuron::kParameters, "parameters: not those of ", Neuron::kName);
   for (size_t k = 0; k < parameters.size(); ++k) {
     p.parameters[k] = tensors.parameter(parameters[k], Neuron::kParameterNames[k]);
-    STD_TORCH_CHECK(p.parameters[k].uniform(), Neuron::kParameterNames[k], ": expected one number");
+    // Of a node, the kernels load its rate alone, and do not divide by its tau.
+    const bool known = !ResetsAtOnce<Neuron> || k == 0 || p.parameters[k].data == nullptr;
+    STD_TORCH_CHECK(p.parameters[k].uniform() && known, Neuron::kParameterNames[k], ": expected one number",
+                    known ? "" : " on the CPU");
   }
+  if constexpr (ResetsAtOnce<Neuron>) STD_TORCH_CHECK(p.parameters[1].value == 1, "tau: expected 1");
 }
 
 // Returns the spikes, and if `last` is set the state after the last step.
 template <typename Neuron>
 std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeTensor& state,
-                            const std::vector<Tensor>& parameters, bool last) {
+                            const std::vector<Tensor>& parameters, int64_t reset, bool last) {
   const Layout layout(x, true, x.size(0), Time::kSequence);
   OpTensors<CudaBackend> tensors(x, layout, x.scalar_type());
   ForwardNorm<Neuron> p{};
-  describe<Neuron>(p, tensors, layout, x, numbers, state, parameters);
+  describe<Neuron>(p, tensors, layout, x, numbers, state, parameters, reset);
   p.spk = tensors.make(x.scalar_type(), p.T);
   if (last) p.last[0] = tensors.make(tensors.opmath, kNoRows);
   plan(p, {p.x, p.spk, p.initial[0], p.last[0]});
@@ -121,25 +127,33 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeT
   return tensors.outputs;
 }
 
-// Returns the gradients of the bias and of the weight [2, T, C] in float64, with one row over time; that of x if it or
-// that of the state is needed; and that of the state if it is.
+// Returns the gradients of the bias and of the weight [2, T, C] in float64, with one row over time; the shares of the
+// channels in that of the first parameter [C] in float64 if it is needed, which Leaky has not; that of x if it or that
+// of the state is needed; and that of the state if it is.
 template <typename Neuron>
 std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, const Tensor& x, const Tensor& numbers,
-                             const MaybeTensor& state, const std::vector<Tensor>& parameters, int64_t surrogate,
-                             double p0, double p1, bool needs_x, bool needs_state) {
+                             const MaybeTensor& state, const std::vector<Tensor>& parameters, int64_t reset,
+                             int64_t surrogate, double p0, double p1, bool needs_first, bool needs_x,
+                             bool needs_state) {
   const Layout layout(x, true, x.size(0), Time::kSequence);
   OpTensors<CudaBackend> tensors(x, layout, x.scalar_type());
   BackwardNorm<Neuron> p{};
-  describe<Neuron>(p, tensors, layout, x, numbers, state, parameters);
+  describe<Neuron>(p, tensors, layout, x, numbers, state, parameters, reset);
   p.surrogate = static_cast<SurrogateKind>(surrogate);
   p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
-  STD_TORCH_CHECK(p.surrogate != SurrogateKind::kSigmoid && Slope::fits(p.surrogate, p.coefficients),
-                  "surrogate: expected atan or fast_sigmoid, with an ordinary slope");
+  STD_TORCH_CHECK(
+      (p.surrogate != SurrogateKind::kSigmoid || ResetsAtOnce<Neuron>) && Slope::fits(p.surrogate, p.coefficients),
+      "surrogate: expected one that the kernels of ", Neuron::kName, " have, with an ordinary slope");
+  STD_TORCH_CHECK(!needs_first || ResetsAtOnce<Neuron>, Neuron::kParameterNames[0], ": has no gradient here");
   p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
   p.grad_last[0] = tensors.read(grad_last, "gradient of a state", tensors.opmath, kNoRows);
   const int64_t rows = p.norm.rows_of(p.T);
   tensors.outputs.push_back(made(x, {2, rows, p.norm.C}, ScalarType::Double));
   p.sums = static_cast<double*>(tensors.outputs[0].mutable_data_ptr());
+  if (needs_first) {
+    tensors.outputs.push_back(made(x, {p.norm.C}, ScalarType::Double));
+    p.of_first = static_cast<double*>(tensors.outputs[1].mutable_data_ptr());
+  }
   if (needs_x || needs_state) p.grad_x = tensors.make(x.scalar_type(), p.T);
   if (needs_state) p.grad_initial[0] = tensors.make(tensors.opmath, kNoRows);
   p.through = static_cast<float*>(tensors.scratch(ScalarType::Float, rows * p.norm.C * 2));
@@ -154,10 +168,13 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
 
 STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
   m.def("norm_statistics(Tensor x, Tensor? weight, Tensor? bias, float eps, bool over_time) -> (Tensor, Tensor)");
-  m.def("leaky_norm_forward(Tensor x, Tensor numbers, Tensor? state, Tensor[] parameters, bool last) -> Tensor[]");
-  m.def(
-      "leaky_norm_backward(Tensor grad, Tensor? grad_last, Tensor x, Tensor numbers, Tensor? state, Tensor[] "
-      "parameters, int surrogate, float p0, float p1, bool needs_x, bool needs_state) -> Tensor[]");
+  for (const std::string neuron : {Leaky::kName, IFNode::kName}) {
+    const std::string inputs = "Tensor x, Tensor numbers, Tensor? state, Tensor[] parameters, int reset, ";
+    m.def((neuron + "_norm_forward(" + inputs + "bool last) -> Tensor[]").c_str());
+    m.def((neuron + "_norm_backward(Tensor grad, Tensor? grad_last, " + inputs +
+           "int surrogate, float p0, float p1, bool needs_first, bool needs_x, bool needs_state) -> Tensor[]")
+              .c_str());
+  }
 }
 
 #if defined(SNN_CUDA)
@@ -165,6 +182,8 @@ STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, SNN_CUDA_KEY, m) {
   m.impl("norm_statistics", SNN_BOX(statistics));
   m.impl("leaky_norm_forward", SNN_BOX(forward<Leaky>));
   m.impl("leaky_norm_backward", SNN_BOX(backward<Leaky>));
+  m.impl("ifnode_norm_forward", SNN_BOX(forward<IFNode>));
+  m.impl("ifnode_norm_backward", SNN_BOX(backward<IFNode>));
 }
 #endif
 

@@ -32,8 +32,9 @@ def register(namespace: str) -> None:
         torch.library.register_fake(f"{name}_backward", partial(_backward_fake, neuron, namespace != ops.NAMESPACE))
         torch.library.register_vmap(f"{name}_forward", partial(_forward_vmap, neuron))
     torch.library.register_fake(f"{namespace}::norm_statistics", _norm_statistics_fake)
-    torch.library.register_fake(f"{namespace}::leaky_norm_forward", _norm_forward_fake)
-    torch.library.register_fake(f"{namespace}::leaky_norm_backward", _norm_backward_fake)
+    for name in ops.NORM_RESETS:
+        torch.library.register_fake(f"{namespace}::{name}_norm_forward", _norm_forward_fake)
+        torch.library.register_fake(f"{namespace}::{name}_norm_backward", _norm_backward_fake)
     if hasattr(getattr(torch.ops, namespace), "spikes_linear"):
         torch.library.register_fake(f"{namespace}::spikes_linear", _linear_fake)
         torch.library.register_fake(f"{namespace}::spikes_linear_weight", _linear_weight_fake)
@@ -125,15 +126,16 @@ def _norm_statistics_fake(x: Tensor, weight: Any, bias: Any, eps: float, over_ti
 
 
 def _norm_forward_fake(
-    x: Tensor, numbers: Tensor, state: Tensor | None, parameters: list[Tensor], last: bool
+    x: Tensor, numbers: Tensor, state: Tensor | None, parameters: list[Tensor], reset: int, last: bool
 ) -> list[Tensor]:
     outputs = _Outputs(x, has_rows=True)
     return [outputs.make(x.dtype, x.shape[0]), *([outputs.make(torch.float32)] if last else [])]
 
 
 def _norm_backward_fake(grad: Tensor, grad_last: Any, x: Tensor, numbers: Tensor, *args: Any) -> list[Tensor]:
-    outputs, (needs_x, needs_state) = _Outputs(x, has_rows=True), args[-2:]
+    outputs, (needs_first, needs_x, needs_state) = _Outputs(x, has_rows=True), args[-3:]
     made = [x.new_empty((2, *numbers.shape[:2]), dtype=torch.float64)]
+    made += [x.new_empty(x.shape[2], dtype=torch.float64)] if needs_first else []
     made += [outputs.make(x.dtype, x.shape[0])] if needs_x or needs_state else []
     return made + ([outputs.make(torch.float32)] if needs_state else [])
 

@@ -39,7 +39,10 @@ spikes_as_bits: Any = None
 """``[T, R, N]`` to ``[(T + 7) // 8, R, N]`` for ``spikes_linear_weight``; ``None`` where a namespace has it not."""
 
 norm_ops: Any = None
-"""The ops ``norm_statistics``, ``<neuron>_norm_forward`` and ``<neuron>_norm_backward``."""
+"""The ops ``norm_statistics``, ``<neuron>_norm_forward`` and ``<neuron>_norm_backward``, of ``NORM_RESETS``."""
+
+NORM_RESETS = {"leaky": ("subtract",), "ifnode": ("subtract", "zero")}
+"""The neurons that have kernels with a batch normalisation before them, and with which resets."""
 
 # Numbers of the kernels are places in these lists. They are compared with those of the extension.
 RESET_MECHANISMS = ("subtract", "zero", "none")
@@ -146,16 +149,15 @@ class Neuron:
 # All others of the product's namespace.
 OPS = (
     "average_pooling", "average_pooling_backward", "batch_norm_backward", "batch_norm_forward", "count_events",
-    "event_conv2d", "event_conv2d_weight", "leaky_norm_backward", "leaky_norm_forward", "max_pooling",
-    "max_pooling_backward", "norm_statistics", "program_backward",
-    "program_between_backward", "program_between_forward", "program_forward", "rows_like", "spikes_as_bits",
-    "spikes_linear", "spikes_linear_weight",
+    "event_conv2d", "event_conv2d_weight", "max_pooling", "max_pooling_backward", "norm_statistics",
+    "program_backward", "program_between_backward", "program_between_forward", "program_forward", "rows_like",
+    "spikes_as_bits", "spikes_linear", "spikes_linear_weight",
 )  # fmt: skip
 
 
 def names_of_ops() -> list[str]:
     """The names of all ops that the compiled kernels have."""
-    names = list(OPS)
+    names = list(OPS) + [f"{name}_norm_{kind}" for name in NORM_RESETS for kind in ("forward", "backward")]
     for neuron in NEURONS.values():
         variants = ("", "_into") if neuron.has_spike_feedback else ("",)
         names += [f"{neuron.name}_{kind}{variant}" for kind in ("forward", "backward") for variant in variants]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from snnfast import surrogate
 from snnfast._core import backend, ops
-from snnfast._core.ops import RESET_MECHANISMS, SEQUENCE, SURROGATE_AT, Neuron
+from snnfast._core.ops import NORM_RESETS, RESET_DELAY_AT, RESET_MECHANISMS, SEQUENCE, SURROGATE_AT, Neuron
 from snnfast._core.order import dense_steps
 from snnfast._core.pytorch import becomes_node, is_transformed, not_compiled_alone
 from snnfast._unroll import reference as steps
@@ -22,7 +22,6 @@ from snnfast._unroll.call import Options, UnrollCall, make_request
 
 __all__ = ["Norm", "reference", "unroll"]
 
-_NEURONS = ("leaky",)
 _MOST_STEPS = 16
 """The kernels hold all steps in registers."""
 
@@ -30,8 +29,7 @@ _MOST_NEURONS = 2**31 - 2
 """The most of a step: the kernels count them in 32 bits."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_SUBTRACT = RESET_MECHANISMS.index("subtract")
-_ATAN, _FAST_SIGMOID = surrogate.atan().kernel_id, surrogate.fast_sigmoid().kernel_id
+_ATAN, _FAST_SIGMOID, _SIGMOID = (f().kernel_id for f in (surrogate.atan, surrogate.fast_sigmoid, surrogate.sigmoid))
 
 
 class Norm(NamedTuple):
@@ -48,14 +46,17 @@ class Norm(NamedTuple):
 def unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...] | None:
     """The results of a prepared call behind a batch normalisation of its current; ``None``: the two do not fit.
 
-    Learned numbers of the neurons do not fit, nor do numbers of each neuron, nor records.
+    Learned numbers of the neurons do not fit, but for the rate of ``ParametricLIFNode``. Nor do numbers of each neuron,
+    nor records.
     """
     request = call.request
-    if call.neuron.name not in _NEURONS or not _has_kernels(call.options) or not _fits(norm, call.current):
+    if not _has_kernels(call.neuron.name, call.options) or not _fits(norm, call.current):
         return None
     if request.time != SEQUENCE or request.record or request.reduce or call.varies or call.lengths is not None:
         return None
-    if not all(map(_is_constant, call.parameters)) or not backend.use_fused(call.current):
+    first, *others = call.parameters
+    learns = call.neuron.name == "ifnode" and first.numel() == 1
+    if not (learns or _is_constant(first)) or not all(map(_is_constant, others)) or not backend.use_fused(call.current):
         return None
     return _unroll(call, norm)
 
@@ -78,12 +79,16 @@ def _samples(x: Tensor, over_time: bool) -> int:
     return x[0].numel() // x.shape[2] * (len(x) if over_time else 1)
 
 
-def _has_kernels(options: Options) -> bool:
+def _has_kernels(neuron: str, options: Options) -> bool:
     """Whether the neurons reset and are differentiated as the kernels do it."""
+    if not options.kernels_do_all or RESET_MECHANISMS[options.reset] not in NORM_RESETS.get(neuron, ()):
+        return False
     kind, slope, _ = options.derivative
-    of_kind = kind >> SURROGATE_AT
-    known = (of_kind == _ATAN and 1e-5 < slope < 1e5) or (of_kind == _FAST_SIGMOID and slope >= 0)
-    return known and options.kernels_do_all and options.reset == _SUBTRACT and options.reset_delay
+    of_kind, ordinary = kind >> SURROGATE_AT, 1e-5 < slope < 1e5
+    known = (of_kind == _ATAN and ordinary) or (of_kind == _FAST_SIGMOID and slope >= 0)
+    known |= neuron == "ifnode" and of_kind == _SIGMOID and ordinary
+    # Of a node, the bit of a delayed reset says that nothing is divided by tau.
+    return known and bool(options.packed >> RESET_DELAY_AT & 1)
 
 
 def _is_constant(parameter: Tensor) -> bool:
@@ -109,10 +114,11 @@ def _unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...]:
         n = _samples(x, norm.over_time)
         norm.update(numbers[..., 2], variance * (n / (n - 1)))
     how = _How(call.neuron, call.options, norm.eps, norm.over_time, call.request.last)
-    learned = x, norm.weight, norm.bias, state
+    first, *others = call.parameters
+    learned = x, norm.weight, norm.bias, state, first
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned):
-        return _Normed.apply(how, *learned, numbers, *call.parameters)  # type: ignore[no-any-return]
-    return tuple(_op(how, "forward")(x, numbers, state, call.parameters, how.last))
+        return _Normed.apply(how, *learned, numbers, *others)  # type: ignore[no-any-return]
+    return tuple(_op(how, "forward")(x, numbers, state, call.parameters, how.options.reset, how.last))
 
 
 def _op(how: _How, direction: str) -> Any:
@@ -124,41 +130,43 @@ class _Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, how: _How, x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
-        _, _, state, numbers, *parameters = tensors
+        _, _, state, first, numbers, *others = tensors
         ctx.save_for_backward(x, *tensors)
         ctx.how = how
         ctx.set_materialize_grads(False)
-        return tuple(_op(how, "forward")(x, numbers, state, parameters, how.last))
+        return tuple(_op(how, "forward")(x, numbers, state, [first, *others], how.options.reset, how.last))
 
     @staticmethod
     @not_compiled_alone
     def backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None = None) -> Any:
-        x, weight, bias, state, numbers, *parameters = ctx.saved_tensors
-        needs, others = ctx.needs_input_grad[1:5], (None,) * (1 + len(parameters))
+        x, weight, bias, state, first, numbers, *others = ctx.saved_tensors
+        learned: Any = x, weight, bias, state, first
+        needs, unasked = ctx.needs_input_grad[1:6], (None,) * (1 + len(others))
         if grad is None and grad_last is None:
-            return None, *(None,) * 4, *others
+            return None, *(None,) * len(learned), *unasked
         if torch.is_grad_enabled():  # create_graph=True
             # The input may depend on the other tensors. A gradient stops at these views, and so is not added twice.
-            x = x.view_as(x)
-            weight, bias, state = (None if t is None else t.view_as(t) for t in (weight, bias, state))
-            found = reference(ctx.how, x, weight, bias, state, parameters)
-            given = [(t, g) for t, g in zip(found, (grad, grad_last), strict=False) if g is not None]
-            wanted = [t for t, needed in zip((x, weight, bias, state), needs, strict=True) if needed]
-            outputs, grads = zip(*given, strict=True)
+            x, weight, bias, state, first = learned = [None if t is None else t.view_as(t) for t in learned]
+            found = reference(ctx.how, x, weight, bias, state, (first, *others))
+            pairs = [(t, g) for t, g in zip(found, (grad, grad_last), strict=False) if g is not None]
+            wanted = [t for t, needed in zip(learned, needs, strict=True) if needed]
+            outputs, grads = zip(*pairs, strict=True)
             rest = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
-            return None, *(next(rest) if needed else None for needed in needs), *others
+            return None, *(next(rest) if needed else None for needed in needs), *unasked
         kind, p0, p1 = ctx.how.options.derivative
         grad = torch.zeros_like(x) if grad is None else grad
-        asked = kind >> SURROGATE_AT, p0, p1, needs[0], needs[3]
-        sums, *made = _op(ctx.how, "backward")(grad, grad_last, x, numbers, state, parameters, *asked)
+        asked = ctx.how.options.reset, kind >> SURROGATE_AT, p0, p1, needs[4], needs[0], needs[3]
+        sums, *made = _op(ctx.how, "backward")(grad, grad_last, x, numbers, state, [first, *others], *asked)
         of_bias, of_weight = sums.sum(1).unbind()
+        of_first = made.pop(0).sum().to(first).view_as(first) if needs[4] else None
         return (
             None,
             made[0] if needs[0] else None,
             of_weight.to(weight.dtype) if needs[1] else None,
             of_bias.to(bias.dtype) if needs[2] else None,
             made[1].to(state.dtype) if needs[3] else None,
-            *others,
+            of_first,
+            *unasked,
         )
 
 

@@ -63,8 +63,8 @@ class MultiStep(nn.Sequential):
     - float32 ``nn.Conv2d`` layers, and the pooling and neurons behind them, run in channels_last order. The result of a
       call, and the input of a module of your own or of a layer with a hook, have the memory format of the input.
 
-    On CUDA, a batch normalisation in training and the :class:`Leaky` behind it, which is not the last layer, run as one
-    for up to 16 steps. Its rounding differs from PyTorch's, so that now and then a spike differs.
+    On CUDA, a batch normalisation in training and the :class:`Leaky` or SpikingJelly's node behind it, which is not the
+    last layer, run as one for up to 16 steps. Its rounding differs from PyTorch's, so that now and then a spike differs.
 
     Args:
         *layers: Modules in order of application, or one ``OrderedDict`` of them. The layers of a nested

@@ -102,12 +102,14 @@ def test_every_kernel_has_the_results_of_the_cpu(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", norm_checks.DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("layout", ["usual", "channels_last"])
-def test_neurons_behind_a_batch_normalisation(layout: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", [None, *norm_checks.NODES], ids=lambda name: name or "Leaky")
+def test_neurons_behind_a_batch_normalisation(name: str | None, layout: str, dtype: torch.dtype) -> None:
     """All of these kernels, too, at few neurons and at many."""
+    neurons = norm_checks.NODES[name]() if name else norm_checks.LEAKY
     for steps, shape in ((4, (16, 64, 16, 16)), (4, (3, 5, 7, 7)), (7, (8, 6, 9, 9)), (16, (4, 40, 16, 16))):
         x = norm_checks.images(steps, shape, dtype, layout)
         for over_time in (False, True):
-            norm_checks.check(x.to(CARD), norm_checks.norm_of(x).to(CARD), over_time)
+            norm_checks.check(x.to(CARD), norm_checks.norm_of(x).to(CARD), over_time, neurons)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])

@@ -9,11 +9,11 @@ import pytest
 import torch
 from emulator.build import set_seed, set_vector_minimum, take_launches
 from helpers import FIRST_SEED, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
-from norm_checks import DTYPES, Shape, check, images, leaky, membranes, net_of, norm_of
+from norm_checks import DTYPES, LEAKY, NODES, Neurons, Shape, check, images, leaky, membranes, net_of, nodes, norm_of
 from torch import Tensor, nn
 
 import snnfast
-from snnfast import MultiStep, surrogate
+from snnfast import MultiStep, spikingjelly, surrogate
 from snnfast._core import ops
 from snnfast._unroll import normed
 
@@ -32,16 +32,16 @@ def launched() -> list[str]:
     return [launch.kernel for launch in take_launches()]
 
 
-def kernels(width: str, dtype: str = "float") -> list[str]:
+def kernels(width: str, dtype: str = "float", of: Neurons = LEAKY) -> list[str]:
     """Those of a forward and a backward pass."""
-    each = f"<Leaky, {dtype}, {width}"
+    each = f"<{of.name}, {dtype}, {width}, (Reset){of.reset}"
     statistics = f"statistics_norm<Statistics, {dtype}, {width}>"
     return [statistics, f"forward_norm{each}>", f"backward_norm{each}, false>", f"backward_norm{each}, true>"]
 
 
-def launched_by_check(x: Tensor, over_time: bool = False) -> list[str]:
+def launched_by_check(x: Tensor, over_time: bool = False, of: Neurons = LEAKY) -> list[str]:
     take_launches()
-    check(x, norm_of(x), over_time)
+    check(x, norm_of(x), over_time, of)
     return launched()[1:]  # the first is that of the test
 
 
@@ -76,10 +76,30 @@ def test_of_any_number_of_steps(dtype: torch.dtype, device: torch.device) -> Non
 
 
 @emulated
-def test_a_million_decisions(device: torch.device) -> None:
+@pytest.mark.parametrize("name", NODES)
+def test_of_nodes(name: str, device: torch.device) -> None:
+    """Vectors of a channel and of a pixel, and single neurons, at few steps and at many."""
+    of = NODES[name]()
+    for dtype, over_time in itertools.product(DTYPES, (False, True)):
+        kind = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "BFloat16"}[dtype]
+        for steps, layout, width in (
+            (4, "usual", "4, 1, 4"), (4, "channels_last", "4, 4, 4"),
+            (7, "usual", "1, 1, 8"), (12, "usual", "1, 1, 16"),
+        ):  # fmt: skip
+            x = images(steps, (3, 4, 2, 6), dtype, layout)
+            assert launched_by_check(x, over_time, of) == kernels(width, kind, of)
+
+
+@emulated
+@pytest.mark.parametrize(
+    "of",
+    [LEAKY, nodes("IFNode", "Sigmoid", 0.0), nodes("LIFNode", "ATan", None), nodes("ParametricLIFNode", "ATan", 0.0)],
+    ids=["Leaky", "IFNode", "LIFNode", "ParametricLIFNode"],
+)
+def test_a_million_decisions(of: Neurons, device: torch.device) -> None:
     x = images(4, (8, 16, 48, 48))
     assert x.numel() > 10**6
-    assert launched_by_check(x) == kernels("4, 1, 4")
+    assert launched_by_check(x, of=of) == kernels("4, 1, 4", of=of)
 
 
 @emulated
@@ -175,11 +195,10 @@ def test_misaligned_and_strided_inputs_and_gradients(device: torch.device) -> No
         assert_all_close(of_rows, torch.autograd.grad(spk, [other, *norm.parameters()], dense), 1e-6)
 
 
-def by_reference(
-    x: Tensor, norm: Any, state: Tensor | None, over_time: bool = False, last: bool = True
-) -> tuple[Tensor, ...]:
-    how = normed._How(ops.NEURONS["leaky"], leaky()._options(), norm.eps, over_time, last)
-    return normed.reference(how, x, norm.weight, norm.bias, state, leaky()._values())
+def by_reference(x: Tensor, norm: Any, state: Tensor | None, neurons: Any = None) -> tuple[Tensor, ...]:
+    neurons = neurons or leaky()
+    how = normed._How(neurons.neuron, neurons._options(), norm.eps, over_time=False, last=True)
+    return normed.reference(how, x, norm.weight, norm.bias, state, neurons._values())
 
 
 @emulated
@@ -239,6 +258,30 @@ def test_a_second_derivative_is_that_of_the_definition(device: torch.device) -> 
 
 
 @emulated
+@pytest.mark.parametrize("name", ["IFNode, Sigmoid, hard", "ParametricLIFNode, ATan, hard, detached"])
+def test_a_node_goes_on_and_has_a_second_derivative(name: str, device: torch.device) -> None:
+    x = images(4, (2, 4, 4)).requires_grad_()
+    norm, node, found = norm_of(x), NODES[name]().make(), []
+    wanted = [x, *norm.parameters(), *node.parameters()]
+    net = net_of(norm, node)
+    for make in (
+        lambda: (net(x[:2]), net(x[2:]), node.v),
+        lambda: (
+            (first := by_reference(x[:2], norm, torch.zeros(2, 4, 4), node))[:1]
+            + by_reference(x[2:], norm, first[1], node)
+        ),
+    ):
+        take_launches()
+        outputs = make()
+        if not found:
+            assert sum(kernel.startswith("forward_norm<IFNode") for kernel in launched()) == 2
+        of_first = torch.autograd.grad(sum(y.square().sum() for y in outputs), wanted, create_graph=True)
+        found.append([*outputs, *of_first, *torch.autograd.grad(sum(g.square().sum() for g in of_first), wanted)])
+    assert_all_bits_equal(found[0][:2], found[1][:2])
+    assert_all_close(found[0], found[1], 1e-5)
+
+
+@emulated
 def test_a_second_derivative_of_a_layer_that_is_called_twice(device: torch.device) -> None:
     """The input of the second call depends on the weight: what goes through the input is not added twice."""
     x = images(3, (4, 5))
@@ -268,6 +311,11 @@ APART: dict[str, tuple[Callable[[], nn.Module], Call]] = {
     "learned beta": (lambda: leaky(learn_beta=True), MultiStep.__call__),
     "learned threshold": (lambda: leaky(learn_threshold=True), MultiStep.__call__),
     "beta of each neuron": (lambda: leaky(beta=torch.linspace(0.5, 0.9, 4)), MultiStep.__call__),
+    "a node that divides by tau": (lambda: spikingjelly.neuron.LIFNode(3.0), MultiStep.__call__),
+    "a node with another surrogate": (
+        lambda: spikingjelly.neuron.IFNode(surrogate_function=surrogate.triangular()),
+        MultiStep.__call__,
+    ),
     "reset to zero": (lambda: leaky(reset_mechanism="zero"), MultiStep.__call__),
     "immediate reset": (lambda: leaky(reset_delay=False), MultiStep.__call__),
     "another surrogate": (lambda: leaky(spike_grad=surrogate.sigmoid()), MultiStep.__call__),

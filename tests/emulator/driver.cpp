@@ -152,7 +152,7 @@ void forward_and_backward(Problem<Neuron> problem, bool record) {
 
 // Batch normalisation and the neurons behind it.
 template <typename Neuron>
-void norm_forward_and_backward(DType type, int64_t T, snnfast::Norm norm) {
+void norm_forward_and_backward(DType type, int64_t T, snnfast::Norm norm, snnfast::Reset reset) {
   const int64_t N = norm.B * norm.C * norm.S, rows = norm.rows_of(T), channels = rows * norm.C;
   Memory x = Memory::input(type, T * N), numbers(DType::kFloat, channels * snnfast::kNormNumbers);
   Memory variance(DType::kFloat, channels), weight = Memory::input(DType::kFloat, norm.C);
@@ -174,7 +174,7 @@ void norm_forward_and_backward(DType type, int64_t T, snnfast::Norm norm) {
 
   Problem<Neuron> problem{};
   problem.dtype = type;
-  problem.rule = {snnfast::Reset::kSubtract, true};
+  problem.rule = {reset, true};
   problem.T = T;
   problem.N = N;
   problem.x = x.data();
@@ -189,6 +189,8 @@ void norm_forward_and_backward(DType type, int64_t T, snnfast::Norm norm) {
   spk.expect_written("spk");
 
   Memory of_channels(DType::kDouble, 2 * channels), through(DType::kFloat, 2 * channels);
+  Memory of_first(DType::kDouble, norm.C);
+  constexpr bool kLearns = snnfast::ResetsAtOnce<Neuron>;
   snnfast::BackwardNorm<Neuron> backward{};
   static_cast<Problem<Neuron>&>(backward) = problem;
   backward.norm = norm;
@@ -200,8 +202,10 @@ void norm_forward_and_backward(DType type, int64_t T, snnfast::Norm norm) {
   backward.grad_x = grad_x.data();
   backward.sums = static_cast<double*>(of_channels.data());
   backward.through = static_cast<float*>(through.data());
+  if (kLearns) backward.of_first = static_cast<double*>(of_first.data());
   expect_success(snnfast::cuda::norm_backward(backward, nullptr));
   of_channels.expect_written("the gradients of the weight and the bias");
+  if (kLearns) of_first.expect_written("the gradient of the first parameter");
   grad_x.expect_written("the gradient of x");
 }
 
@@ -265,8 +269,10 @@ int run_norms() {
       norm.channels_last = channels_last;
       norm.over_time = over_time;
       for (const int64_t T : {3, 4, 11}) {
-        norm_forward_and_backward<snnfast::Leaky>(dtype, T, norm);
-        ++cases;
+        norm_forward_and_backward<snnfast::Leaky>(dtype, T, norm, snnfast::Reset::kSubtract);
+        norm_forward_and_backward<snnfast::IFNode>(dtype, T, norm, snnfast::Reset::kSubtract);
+        norm_forward_and_backward<snnfast::IFNode>(dtype, T, norm, snnfast::Reset::kZero);
+        cases += 3;
       }
     }
   }
