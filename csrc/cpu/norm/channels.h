@@ -23,7 +23,9 @@ struct ChannelNumbers {
   const float* values;  // [T, rows, width()], or [1, ...]
 
   SNN_HD int64_t width() const { return channels.inner == 1 ? channels.C + kMostLanes : channels.C; }
-  SNN_HD const float* row(int64_t t, int which) const { return values + ((over_time ? 0 : t) * rows + which) * width(); }
+  SNN_HD const float* row(int64_t t, int which) const {
+    return values + ((over_time ? 0 : t) * rows + which) * width();
+  }
 };
 
 // How the currents of neurons follow from what is normalised, x: (x - mean) * scale + bias.

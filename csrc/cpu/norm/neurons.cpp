@@ -9,6 +9,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../../neurons/ifnode.h"
 #include "../../neurons/leaky.h"
 #include "../../op/tensors.h"
 #include "../memory/scratch.h"
@@ -20,10 +21,10 @@ namespace {
 using cpu::Channels;
 using cpu::NormedGradients;
 
-constexpr int64_t kChunk = 1024;     // neurons that go back through all steps together
-constexpr int64_t kPart = 1 << 14;   // elements of a step that a thread takes at least
-constexpr int64_t kMostParts = 64;   // of a backward pass; each has sums of its own
-constexpr int64_t kPartSamples = 64; // the least of a channel that a part has
+constexpr int64_t kChunk = 1024;      // neurons that go back through all steps together
+constexpr int64_t kPart = 1 << 14;    // elements of a step that a thread takes at least
+constexpr int64_t kMostParts = 64;    // of a backward pass; each has sums of its own
+constexpr int64_t kPartSamples = 64;  // the least of a channel that a part has
 
 // How x [T, B, C, *] lies in memory.
 struct Steps {
@@ -136,10 +137,12 @@ struct Call {
     }
   }
 
-  void describe(Problem<Neuron>& p, const Tensor& x, const MaybeTensor& state, const std::vector<Tensor>& parameters) {
+  void describe(Problem<Neuron>& p, const Tensor& x, const MaybeTensor& state, const std::vector<Tensor>& parameters,
+                int64_t reset) {
     static_assert(Neuron::kStates == 1);
     p.dtype = dtype_of(x, "x");
-    p.rule = {Reset::kSubtract, true};
+    STD_TORCH_CHECK(reset >= 0 && reset <= static_cast<int64_t>(Reset::kNone), "reset: unknown");
+    p.rule = {static_cast<Reset>(reset), true};
     p.T = steps.layout.T, p.N = steps.layout.N;
     p.x = tensors.read(x, "x", x.scalar_type(), p.T);
     p.initial[0] = tensors.read_state(state, Neuron::kStateNames[0], 0, p.initial_repeats);
@@ -150,15 +153,21 @@ struct Call {
   }
 };
 
-// Returns the spikes, and if `last` is set the state after the last step.
+// Returns the spikes; if `last` is set the state after the last step; and if `save` is set, and there are so many
+// steps, the states before every kCheckpoint-th step.
 template <typename Neuron>
 std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeTensor& state,
-                            const std::vector<Tensor>& parameters, bool last) {
+                            const std::vector<Tensor>& parameters, int64_t reset, bool last, bool save) {
   Call<Neuron> call(x, numbers);
   Forward<Neuron> p{};
-  call.describe(p, x, state, parameters);
+  call.describe(p, x, state, parameters, reset);
   p.spk = call.tensors.make(x.scalar_type(), p.T);
   if (last) p.last[0] = call.tensors.make(call.tensors.opmath, kNoRows);
+  const int64_t saved = saved_rows(Saved::kCheckpoints, p.T);
+  if (save && saved > 0) {
+    p.saved = Saved::kCheckpoints;
+    p.rows = call.tensors.make(call.tensors.opmath, saved);
+  }
   cpu::forward(p, &call.norm);
   return call.tensors.outputs;
 }
@@ -180,18 +189,24 @@ struct Chunks {
   }
 };
 
-// Returns the gradients of the bias and of the weight [2, T, C] in float64, with one row over time; that of x if it or
-// that of the state is needed; and that of the state if it is.
+// Returns the gradients of the bias and of the weight [2, T, C] in float64, with one row over time; the shares of the
+// channels in that of the first parameter [C] in float64 if it is needed, which Leaky has not; that of x if it or that
+// of the state is needed; and that of the state if it is.
 template <typename Neuron>
-std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, const Tensor& x, const Tensor& numbers,
-                             const MaybeTensor& state, const std::vector<Tensor>& parameters, int64_t surrogate,
-                             double p0, double p1, bool needs_x, bool needs_state) {
+std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, const Tensor& x,
+                             const MaybeTensor& checkpoints, const Tensor& numbers, const MaybeTensor& state,
+                             const std::vector<Tensor>& parameters, int64_t reset, int64_t surrogate, double p0,
+                             double p1, bool needs_first, bool needs_x, bool needs_state) {
   Call<Neuron> call(x, numbers);
   OpTensors<CpuBackend>& tensors = call.tensors;
   Backward<Neuron> p{};
-  call.describe(p, x, state, parameters);
+  call.describe(p, x, state, parameters, reset);
+  STD_TORCH_CHECK(surrogate >= 0 && surrogate < kSurrogateKinds, "surrogate: unknown");
+  STD_TORCH_CHECK(!needs_first || !Neuron::kClamped[0], Neuron::kParameterNames[0], ": has no gradient here");
   p.saved = Saved::kCheckpoints;
-  p.clamp_closed = true;
+  const int64_t saved = saved_rows(Saved::kCheckpoints, p.T);
+  STD_TORCH_CHECK(checkpoints.has_value() == (saved > 0), "rows: expected with more than ", kCheckpoint, " steps");
+  if (saved > 0) p.rows = tensors.read(checkpoints, "rows", tensors.opmath, saved);
   p.surrogate = static_cast<SurrogateKind>(surrogate);
   p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
   p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
@@ -199,6 +214,13 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
   const int64_t C = call.steps.C, rows = call.rows;
   tensors.outputs.push_back(made(x, {2, rows, C}, ScalarType::Double));
   double* const sums = static_cast<double*>(tensors.outputs[0].mutable_data_ptr());
+  std::optional<cpu::pool::Scratch<float>> first_gradients;
+  double* of_first = nullptr;
+  if (needs_first) {
+    tensors.outputs.push_back(made(x, {C}, ScalarType::Double));
+    of_first = static_cast<double*>(tensors.outputs[1].mutable_data_ptr());
+    p.grad_parameters[0] = first_gradients.emplace(p.N).data();
+  }
   if (needs_x || needs_state) p.grad_x = tensors.make(x.scalar_type(), p.T);
   if (needs_state) p.grad_initial[0] = tensors.make(tensors.opmath, kNoRows);
 
@@ -246,6 +268,12 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
     table.set(t, NormedGradients::kConstant, [&](int64_t c) { return of_bias[c] * share; });
     table.set(t, NormedGradients::kSlope, [&](int64_t c) { return of_weight[c] * of[c * kNormNumbers + 3] * share; });
   });
+  if (needs_first) {
+    const float* const each_neuron = first_gradients->data();
+    const Channels channels = call.steps.channels();
+    std::fill(of_first, of_first + C, 0.0);
+    for (int64_t i = 0; i < p.N; ++i) of_first[i / channels.inner % C] += static_cast<double>(each_neuron[i]);
+  }
   if (p.grad_x == nullptr) return tensors.outputs;
   const int64_t pieces = (p.N + kPart - 1) / kPart;
   cpu::in_parallel(0, p.T * pieces, cpu::kNormGrain / std::min(kPart, p.N) + 1, [&](int64_t first, int64_t last) {
@@ -263,6 +291,8 @@ STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
   m.impl("norm_statistics", SNN_BOX(statistics));
   m.impl("leaky_norm_forward", SNN_BOX(forward<Leaky>));
   m.impl("leaky_norm_backward", SNN_BOX(backward<Leaky>));
+  m.impl("ifnode_norm_forward", SNN_BOX(forward<IFNode>));
+  m.impl("ifnode_norm_backward", SNN_BOX(backward<IFNode>));
 }
 
 }  // namespace snnfast

@@ -33,7 +33,6 @@ constexpr int in_columns(int n) {
 template <typename A>
 constexpr int kSteps = std::is_same_v<A, double> ? 1 : 4;
 
-
 // Several values of each neuron of a column.
 template <typename A, int Size>
 struct Columns {
@@ -69,7 +68,8 @@ struct Columns {
 // Has the cache lines of a column brought into the L2 cache.
 template <typename A>
 SNN_HD void prefetch(const A* column) {
-  SNN_UNROLL for (int i = 0; i < kColumn<A>; i += 64 / static_cast<int>(sizeof(A))) __builtin_prefetch(column + i, 0, 2);
+  SNN_UNROLL for (int i = 0; i < kColumn<A>; i += 64 / static_cast<int>(sizeof(A)))
+      __builtin_prefetch(column + i, 0, 2);
 }
 
 // One value of each neuron of a column.
