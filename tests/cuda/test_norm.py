@@ -346,8 +346,8 @@ def test_what_does_not_fit_runs_one_by_one(name: str, device: torch.device) -> N
 def test_steps_of_more_neurons_than_32_bits_count_run_one_by_one(device: torch.device) -> None:
     norm = normed.Norm(None, None, 1e-5, False, lambda *_: None, lambda x: x)
     step = torch.zeros(4).as_strided((4, 1 << 13, 2, 1 << 17), (1, 0, 0, 0))
-    assert normed._fits(norm, step[..., :-1])
-    assert not normed._fits(norm, step)
+    assert normed._fits(norm, step[..., :-1], on_cpu=False)
+    assert not normed._fits(norm, step, on_cpu=False)
 
 
 @emulated
