@@ -443,7 +443,7 @@ def write_ninja(path: Path, output: Path) -> None:
         ("csrc/cpu/memory/system.cpp", "cpu_system", []),
         *((f"csrc/cpu/spikes/{name}.cpp", f"spikes_{name}", []) for name in ("connected", "conv2d", "linear")),
         ("csrc/cpu/images/pool2d.cpp", "pool2d", []),
-        ("csrc/cpu/norm/batch_norm.cpp", "batch_norm", []),
+        *((f"csrc/cpu/norm/{name}.cpp", f"norm_{name}", []) for name in ("batch_norm", "neurons")),
         ("csrc/op/norm_ops.cpp", "norm_ops", []),
         ("csrc/op/program.cpp", "program", []),
     ]

@@ -140,8 +140,10 @@ def membranes(x: Tensor, norm: Any, over_time: bool, neurons: Neurons = LEAKY) -
     """The spikes and the membranes of a scale and a shift that are those of the kernels, bit for bit."""
     wide = (None if t is None else t.detach().float() for t in (norm.weight, norm.bias))
     numbers, _ = ops.norm_ops.norm_statistics(dense_steps(x.detach()), *wide, norm.eps, over_time)
-    scale, shift = (t.view(len(t), 1, -1, *(1,) * (x.dim() - 3)) for t in numbers.cpu().unbind(-1)[:2])
-    spk, mem = neurons.spikes(scale * x.detach().cpu().float() + shift)
+    scale, shift, mean = (t.view(len(t), 1, -1, *(1,) * (x.dim() - 3)) for t in numbers.cpu().unbind(-1)[:3])
+    y = x.detach().cpu().float()
+    y = ((y - mean) * scale + shift).to(x.dtype).float() if ops.has_cpu_kernels(x.device) else scale * y + shift
+    spk, mem = neurons.spikes(y)
     return spk.to(x.dtype), mem
 
 

@@ -22,6 +22,8 @@
 #define SNN_INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
+#define SNN_UNROLL _Pragma("GCC unroll 8")
+
 namespace snnfast::cpu::SNN_ISA {
 namespace {
 

@@ -11,7 +11,8 @@
 
 namespace snnfast {
 
-// The numbers of a channel of a step: scale, shift, mean, and 1 / sqrt(variance + eps).
+// The numbers of a channel of a step: scale, shift, mean, and 1 / sqrt(variance + eps). On the CPU, the shift is the
+// bias: it is added to scale * (x - mean), and not to scale * x.
 inline constexpr int kNormNumbers = 4;
 // The kernels hold all steps of a call in registers. With so few steps, a thread may have several neurons.
 inline constexpr int kMostNormSteps = 16, kNormFew = 4;

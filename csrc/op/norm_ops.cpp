@@ -1,4 +1,5 @@
-// The ops of batch normalisation in training and the neuron behind it, of CUDA alone: their checks and outputs.
+// The ops of batch normalisation in training and the neuron behind it: their schemas, and on CUDA their checks and
+// outputs. Those of the CPU are in ../cpu/norm/neurons.cpp.
 // snnfast/_unroll/normed.py decides when they are called, and has their definition.
 #include "norm.h"
 
@@ -112,10 +113,11 @@ void describe(P& p, OpTensors<CudaBackend>& tensors, const Layout& layout, const
   if constexpr (ResetsAtOnce<Neuron>) STD_TORCH_CHECK(p.parameters[1].value == 1, "tau: expected 1");
 }
 
-// Returns the spikes, and if `last` is set the state after the last step.
+// Returns the spikes, and if `last` is set the state after the last step. All steps are in registers, so that nothing
+// else is saved.
 template <typename Neuron>
 std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeTensor& state,
-                            const std::vector<Tensor>& parameters, int64_t reset, bool last) {
+                            const std::vector<Tensor>& parameters, int64_t reset, bool last, bool) {
   const Layout layout(x, true, x.size(0), Time::kSequence);
   OpTensors<CudaBackend> tensors(x, layout, x.scalar_type());
   ForwardNorm<Neuron> p{};
@@ -131,10 +133,11 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeT
 // channels in that of the first parameter [C] in float64 if it is needed, which Leaky has not; that of x if it or that
 // of the state is needed; and that of the state if it is.
 template <typename Neuron>
-std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, const Tensor& x, const Tensor& numbers,
-                             const MaybeTensor& state, const std::vector<Tensor>& parameters, int64_t reset,
-                             int64_t surrogate, double p0, double p1, bool needs_first, bool needs_x,
+std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, const Tensor& x, const MaybeTensor& rows,
+                             const Tensor& numbers, const MaybeTensor& state, const std::vector<Tensor>& parameters,
+                             int64_t reset, int64_t surrogate, double p0, double p1, bool needs_first, bool needs_x,
                              bool needs_state) {
+  STD_TORCH_CHECK(!rows.has_value(), "rows: only on the CPU");
   const Layout layout(x, true, x.size(0), Time::kSequence);
   OpTensors<CudaBackend> tensors(x, layout, x.scalar_type());
   BackwardNorm<Neuron> p{};
@@ -147,8 +150,8 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
   STD_TORCH_CHECK(!needs_first || ResetsAtOnce<Neuron>, Neuron::kParameterNames[0], ": has no gradient here");
   p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
   p.grad_last[0] = tensors.read(grad_last, "gradient of a state", tensors.opmath, kNoRows);
-  const int64_t rows = p.norm.rows_of(p.T);
-  tensors.outputs.push_back(made(x, {2, rows, p.norm.C}, ScalarType::Double));
+  const int64_t lines = p.norm.rows_of(p.T);
+  tensors.outputs.push_back(made(x, {2, lines, p.norm.C}, ScalarType::Double));
   p.sums = static_cast<double*>(tensors.outputs[0].mutable_data_ptr());
   if (needs_first) {
     tensors.outputs.push_back(made(x, {p.norm.C}, ScalarType::Double));
@@ -156,7 +159,7 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
   }
   if (needs_x || needs_state) p.grad_x = tensors.make(x.scalar_type(), p.T);
   if (needs_state) p.grad_initial[0] = tensors.make(tensors.opmath, kNoRows);
-  p.through = static_cast<float*>(tensors.scratch(ScalarType::Float, rows * p.norm.C * 2));
+  p.through = static_cast<float*>(tensors.scratch(ScalarType::Float, lines * p.norm.C * 2));
   p.norm.partial_sums = tensors.scratch(
       ScalarType::Double, plan(p, {p.x, p.grad_spk, p.grad_x, p.initial[0], p.grad_last[0], p.grad_initial[0]}));
   run(x, "norm_backward", [&](void* stream) { return cuda::norm_backward(p, stream); });
@@ -169,9 +172,9 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
 STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
   m.def("norm_statistics(Tensor x, Tensor? weight, Tensor? bias, float eps, bool over_time) -> (Tensor, Tensor)");
   for (const std::string neuron : {Leaky::kName, IFNode::kName}) {
-    const std::string inputs = "Tensor x, Tensor numbers, Tensor? state, Tensor[] parameters, int reset, ";
-    m.def((neuron + "_norm_forward(" + inputs + "bool last) -> Tensor[]").c_str());
-    m.def((neuron + "_norm_backward(Tensor grad, Tensor? grad_last, " + inputs +
+    const std::string inputs = "Tensor numbers, Tensor? state, Tensor[] parameters, int reset, ";
+    m.def((neuron + "_norm_forward(Tensor x, " + inputs + "bool last, bool save) -> Tensor[]").c_str());
+    m.def((neuron + "_norm_backward(Tensor grad, Tensor? grad_last, Tensor x, Tensor? rows, " + inputs +
            "int surrogate, float p0, float p1, bool needs_first, bool needs_x, bool needs_state) -> Tensor[]")
               .c_str());
   }

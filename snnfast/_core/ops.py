@@ -42,7 +42,7 @@ norm_ops: Any = None
 """The ops ``norm_statistics``, ``<neuron>_norm_forward`` and ``<neuron>_norm_backward``, of ``NORM_RESETS``."""
 
 NORM_RESETS = {"leaky": ("subtract",), "ifnode": ("subtract", "zero")}
-"""The neurons that have kernels with a batch normalisation before them, and with which resets."""
+"""The neurons that have kernels with a batch normalisation before them, and with which resets on CUDA."""
 
 # Numbers of the kernels are places in these lists. They are compared with those of the extension.
 RESET_MECHANISMS = ("subtract", "zero", "none")
@@ -229,14 +229,17 @@ def unpack(options: int, name: str) -> int:
     return options >> at & (1 << bits) - 1
 
 
-def saves_spikes(device: torch.device) -> bool:
-    """Whether the kernels of a device can save the spikes, as bits: those of the CPU, not the emulated ones."""
+def has_cpu_kernels(device: torch.device) -> bool:
+    """Whether the kernels of a device are those of the CPU, and not those of CUDA, nor these as the CPU emulates them.
+
+    They alone can save the spikes as bits. They normalise a batch with the bits of their batch normalisation.
+    """
     return device.type == "cpu" and spikes_linear is not None
 
 
 def has_norm(device: torch.device) -> bool:
-    """Whether a device has the kernels of ``norm_ops``: CUDA, and the CPU if it emulates them."""
-    return device.type == ("cpu" if norm_ops is not None and spikes_linear is None else "cuda")
+    """Whether a device has the kernels of ``norm_ops``."""
+    return device.type == "cuda" or (device.type == "cpu" and norm_ops is not None)
 
 
 def use(namespace: str) -> None:

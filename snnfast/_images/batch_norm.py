@@ -25,8 +25,8 @@ from snnfast._core.pytorch import is_transformed, not_compiled_alone
 from snnfast._images.choice import has_numbers
 
 __all__ = [
-    "batch_norm", "has_batch_statistics", "in_any_order", "is_pytorchs", "normalised", "of_batch",
-    "running_averages", "update_averages",
+    "batch_norm", "has_batch_statistics", "in_any_order", "is_pytorchs", "is_small", "normalised",
+    "of_batch", "running_averages", "update_averages",
 ]  # fmt: skip
 
 _LEAST = 1 << 17
@@ -63,12 +63,18 @@ def of_batch(
         layer._check_input_dim(x)  # type: ignore[no-untyped-call]
         given = layer.weight, layer.bias, layer.running_mean, layer.running_var
         return in_any_order(x, *given, False, 0.0, layer.eps, torch.backends.cudnn.enabled)
-    few = x.numel() < max(_LEAST, 2 * layer.num_features)
-    takes_kernels = not few and not torch.compiler.is_compiling() and _takes_kernels(x, layer.weight, layer.bias)
+    takes_kernels = (
+        not is_small(layer, x) and not torch.compiler.is_compiling() and _takes_kernels(x, layer.weight, layer.bias)
+    )
     if not takes_kernels and not _loses_digits(x):
         return call(x)
     layer._check_input_dim(x)  # type: ignore[no-untyped-call]
     return batch_norm(x.unsqueeze(0), layer.weight, layer.bias, *running_averages(layer, 1), layer.eps).squeeze(0)
+
+
+def is_small(layer: _BatchNorm, x: Tensor) -> bool:
+    """Whether PyTorch normalises a batch without time, or all steps as one."""
+    return x.numel() < max(_LEAST, 2 * layer.num_features)
 
 
 def normalised(

@@ -220,7 +220,7 @@ def what_to_save(neuron: Neuron, options: Options, request: Request, x: Tensor, 
     from_spikes = options.spike_grad.kernel_id in _FROM_SPIKES  # type: ignore[attr-defined]
     # Only the threshold's gradient takes no membrane.
     told = from_spikes and not any(needs[1 + len(neuron.states) : -2]) and not needs[-1]
-    if told and ops.saves_spikes(x.device):
+    if told and ops.has_cpu_kernels(x.device):
         return SAVE_SPIKES
     return SAVE_CHECKPOINTS
 

@@ -1,9 +1,12 @@
-"""Batch normalisation in training and the neurons behind it, in one: on CUDA, if only the neurons read the first.
+"""Batch normalisation in training and the neurons behind it, in one, if only the neurons read the first.
 
-A channel of a step is normalised by ``scale * x + shift``. The two numbers are computed in float64 and rounded to
-float32, and so are the product and the sum. The neurons then make their steps from these currents, also in half
-precision. Neither the currents nor a membrane is ever in memory: forward reads ``x`` twice and writes the spikes,
-backward reads ``x`` and the gradient twice and writes the gradient of ``x``. :func:`reference` is the definition.
+Neither the currents nor a membrane is ever in memory as a whole: forward reads ``x`` twice and writes the spikes,
+backward reads ``x`` and the gradient and writes the gradient of ``x``. :func:`reference` is the definition.
+
+On CUDA, a channel of a step is normalised by ``scale * x + shift``. The two numbers are computed in float64 and rounded
+to float32, and so are the product and the sum. The neurons then make their steps from these currents, also in half
+precision. The kernels of the CPU compute ``(x - mean) * scale + bias`` and round as their batch normalisation does
+alone, so that no spike differs from the two of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +22,15 @@ from snnfast._core.order import dense_steps
 from snnfast._core.pytorch import becomes_node, is_transformed, not_compiled_alone
 from snnfast._unroll import reference as steps
 from snnfast._unroll.call import Options, UnrollCall, make_request
+from snnfast.surrogate import DISABLED
 
 __all__ = ["Norm", "reference", "unroll"]
 
 _MOST_STEPS = 16
-"""The kernels hold all steps in registers."""
+"""The kernels of CUDA hold all steps in registers."""
 
 _MOST_NEURONS = 2**31 - 2
-"""The most of a step: the kernels count them in 32 bits."""
+"""The most of a step: the kernels of CUDA count them in 32 bits."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _ATAN, _FAST_SIGMOID, _SIGMOID = (f().kernel_id for f in (surrogate.atan, surrogate.fast_sigmoid, surrogate.sigmoid))
@@ -47,12 +51,14 @@ def unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...] | None:
     """The results of a prepared call behind a batch normalisation of its current; ``None``: the two do not fit.
 
     Learned numbers of the neurons do not fit, but for the rate of ``ParametricLIFNode``. Nor do numbers of each neuron,
-    nor records.
+    nor records, nor on the CPU a linear layer behind the neurons, which wants the spikes as bits.
     """
-    request = call.request
-    if not _has_kernels(call.neuron.name, call.options) or not _fits(norm, call.current):
+    request, on_cpu = call.request, ops.has_cpu_kernels(call.current.device)
+    if not _has_kernels(call.neuron.name, call.options, on_cpu) or not _fits(norm, call.current, on_cpu):
         return None
     if request.time != SEQUENCE or request.record or request.reduce or call.varies or call.lengths is not None:
+        return None
+    if call.linear is not None and on_cpu:
         return None
     first, *others = call.parameters
     learns = call.neuron.name == "ifnode" and first.numel() == 1
@@ -61,14 +67,14 @@ def unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...] | None:
     return _unroll(call, norm)
 
 
-def _fits(norm: Norm, x: Tensor) -> bool:
-    if not ops.has_norm(x.device) or x.dim() < 3 or x.dtype not in _DTYPES or not 0 < len(x) <= _MOST_STEPS:
+def _fits(norm: Norm, x: Tensor, on_cpu: bool) -> bool:
+    if not ops.has_norm(x.device) or x.dim() < 3 or x.dtype not in _DTYPES or x.numel() == 0:
+        return False
+    if not on_cpu and (len(x) > _MOST_STEPS or x[0].numel() > _MOST_NEURONS):
         return False
     if x.stride(0) == 0 and len(x) > 1:  # of a constant, the normalisation is one step's
         return False
-    if x.shape[2] == 0 or _samples(x, norm.over_time) < 2 or x[0].numel() > _MOST_NEURONS:
-        return False
-    if becomes_node() or is_transformed():
+    if _samples(x, norm.over_time) < 2 or becomes_node() or is_transformed():
         return False
     given, dtypes = (norm.weight, norm.bias), (x.dtype, torch.float32)
     return all(t is None or (t.dim() == 1 and t.device == x.device and t.dtype in dtypes) for t in given)
@@ -79,16 +85,19 @@ def _samples(x: Tensor, over_time: bool) -> int:
     return x[0].numel() // x.shape[2] * (len(x) if over_time else 1)
 
 
-def _has_kernels(neuron: str, options: Options) -> bool:
+def _has_kernels(neuron: str, options: Options, on_cpu: bool) -> bool:
     """Whether the neurons reset and are differentiated as the kernels do it."""
-    if not options.kernels_do_all or RESET_MECHANISMS[options.reset] not in NORM_RESETS.get(neuron, ()):
+    # Of a node, the bit of a delayed reset says that nothing is divided by tau.
+    delays = bool(options.packed >> RESET_DELAY_AT & 1)
+    if neuron not in NORM_RESETS or not options.kernels_do_all or not delays or options.spike_grad is DISABLED:
         return False
+    if on_cpu:
+        return True
     kind, slope, _ = options.derivative
     of_kind, ordinary = kind >> SURROGATE_AT, 1e-5 < slope < 1e5
     known = (of_kind == _ATAN and ordinary) or (of_kind == _FAST_SIGMOID and slope >= 0)
     known |= neuron == "ifnode" and of_kind == _SIGMOID and ordinary
-    # Of a node, the bit of a delayed reset says that nothing is divided by tau.
-    return known and bool(options.packed >> RESET_DELAY_AT & 1)
+    return known and RESET_MECHANISMS[options.reset] in NORM_RESETS[neuron]
 
 
 def _is_constant(parameter: Tensor) -> bool:
@@ -118,7 +127,7 @@ def _unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...]:
     learned = x, norm.weight, norm.bias, state, first
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned):
         return _Normed.apply(how, *learned, numbers, *others)  # type: ignore[no-any-return]
-    return tuple(_op(how, "forward")(x, numbers, state, call.parameters, how.options.reset, how.last))
+    return tuple(_op(how, "forward")(x, numbers, state, call.parameters, how.options.reset, how.last, False))
 
 
 def _op(how: _How, direction: str) -> Any:
@@ -131,15 +140,18 @@ class _Normed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, how: _How, x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
         _, _, state, first, numbers, *others = tensors
-        ctx.save_for_backward(x, *tensors)
+        asked = [first, *others], how.options.reset, how.last, True
+        results = 2 if how.last else 1  # with many steps, some states follow on the CPU
+        found = _op(how, "forward")(x, numbers, state, *asked)
+        ctx.save_for_backward(x, *tensors[:5], *(found[results:] or [None]), *others)
         ctx.how = how
         ctx.set_materialize_grads(False)
-        return tuple(_op(how, "forward")(x, numbers, state, [first, *others], how.options.reset, how.last))
+        return tuple(found[:results])
 
     @staticmethod
     @not_compiled_alone
     def backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None = None) -> Any:
-        x, weight, bias, state, first, numbers, *others = ctx.saved_tensors
+        x, weight, bias, state, first, numbers, rows, *others = ctx.saved_tensors
         learned: Any = x, weight, bias, state, first
         needs, unasked = ctx.needs_input_grad[1:6], (None,) * (1 + len(others))
         if grad is None and grad_last is None:
@@ -156,7 +168,7 @@ class _Normed(torch.autograd.Function):
         kind, p0, p1 = ctx.how.options.derivative
         grad = torch.zeros_like(x) if grad is None else grad
         asked = ctx.how.options.reset, kind >> SURROGATE_AT, p0, p1, needs[4], needs[0], needs[3]
-        sums, *made = _op(ctx.how, "backward")(grad, grad_last, x, numbers, state, [first, *others], *asked)
+        sums, *made = _op(ctx.how, "backward")(grad, grad_last, x, rows, numbers, state, [first, *others], *asked)
         of_bias, of_weight = sums.sum(1).unbind()
         of_first = made.pop(0).sum().to(first).view_as(first) if needs[4] else None
         return (
@@ -182,15 +194,27 @@ def reference(
     parameters: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """The spikes ``[T, B, C, *]``, and the last state, by operators of which autograd makes the gradients."""
-    scale, shift = affine(x, weight, bias, how.eps, how.over_time)
-    y = scale * x.to(scale.dtype) + shift
+    y = currents(x, weight, bias, how.eps, how.over_time)
     request = make_request(SEQUENCE, len(x), record=0, last=how.last, reduce=False)
     spk, *last = steps.unroll(UnrollCall(how.neuron, how.options, request, y, (state,), tuple(parameters)))
     return spk.to(x.dtype), *last
 
 
-def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, over_time: bool) -> tuple[Tensor, Tensor]:
-    """The scale and the shift of each channel, and of each step or over time, as they broadcast to ``x``."""
+def currents(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, over_time: bool) -> Tensor:
+    """The currents of the neurons, in float32."""
+    scale, shift, mean = affine(x, weight, bias, eps, over_time)
+    if not ops.has_cpu_kernels(x.device):
+        return scale * x.float() + shift
+    y = (x.float() - mean) * scale
+    if bias is not None:
+        y = y + bias.float().view(1, 1, -1, *(1,) * (x.dim() - 3))
+    return y.to(x.dtype).float()
+
+
+def affine(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, over_time: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The scale, the shift and the mean of each channel, and of each step or over time, as they broadcast to ``x``."""
     wide = x.to(torch.float64)
     dims = [d for d in range(x.dim()) if d != 2 and (d != 0 or over_time)]
     variance, mean = torch.var_mean(wide, dims, correction=0, keepdim=True)
@@ -201,4 +225,4 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ov
     shift = -mean * scale
     if bias is not None:
         shift = bias.view(shape) + shift
-    return scale.float(), shift.float()
+    return scale.float(), shift.float(), mean.float()

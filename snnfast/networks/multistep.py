@@ -11,6 +11,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from snnfast._core import watch
 from snnfast._core.linear import Linear
+from snnfast._core.ops import has_cpu_kernels
 from snnfast._core.settings import check_flag
 from snnfast._images.batch_norm import has_batch_statistics, normalised
 from snnfast._images.channels_last import Order, keeps_order
@@ -63,9 +64,9 @@ class MultiStep(nn.Sequential):
     - float32 ``nn.Conv2d`` layers, and the pooling and neurons behind them, run in channels_last order. The result of a
       call, and the input of a module of your own or of a layer with a hook, have the memory format of the input.
 
-    On CUDA, a batch normalisation in training and the :class:`Leaky` or SpikingJelly's nodes behind it, which are not
-    the last layer, run as one for up to 16 steps. Its rounding differs from PyTorch's, so that now and then a spike
-    differs.
+    A batch normalisation in training and the :class:`Leaky` or SpikingJelly's node behind it, which is not the last
+    layer, run as one: on CUDA for up to 16 steps, on the CPU where no linear layer takes the spikes. On CUDA, its
+    rounding differs from PyTorch's, so that now and then a spike differs.
 
     Args:
         *layers: Modules in order of application, or one ``OrderedDict`` of them. The layers of a nested
@@ -419,6 +420,8 @@ class _Pass:
         """The batch normalisation that a layer is, if neurons follow and there are kernels for both."""
         if num_steps is not None or not rest or not isinstance(rest[0], SpikingLayer):
             return None
+        if has_cpu_kernels(x.device) and not self.return_spikes and linear_behind(rest[1:], x.dim())[0] is not None:
+            return None  # which takes the spikes as bits
         return norm_before(layer, x, self.batch_norm_over_time, lambda x: self._stateless(layer, x, None))
 
     def _of_each_step(self, layer: nn.Module, x: Tensor, num_steps: int | None) -> Callable[[Tensor], Tensor] | None:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from snnfast._core.linear import Linear
 from snnfast._core.modules import is_only_called
-from snnfast._core.ops import has_norm
+from snnfast._core.ops import has_cpu_kernels, has_norm
 from snnfast._core.pytorch import becomes_node
-from snnfast._images.batch_norm import has_batch_statistics, is_pytorchs, running_averages, update_averages
+from snnfast._images.batch_norm import has_batch_statistics, is_pytorchs, is_small, running_averages, update_averages
 from snnfast._unroll.checks import check_num_steps
 from snnfast._unroll.normed import Norm
 from snnfast.neurons import LAYERS
@@ -178,6 +178,8 @@ def norm_of(
 ) -> Norm | None:
     """A batch normalisation in training for :func:`norm_before`, of a layer known to run PyTorch's code alone."""
     if becomes_node() or not has_norm(x.device) or not has_batch_statistics(layer):
+        return None
+    if batch_norm_over_time and has_cpu_kernels(x.device) and is_small(layer, x):
         return None
     dims = next(dims for kind, dims in _DIMS.items() if isinstance(layer, kind))
     if x.dim() not in dims or x.shape[2] != layer.num_features:  # PyTorch says what is wrong

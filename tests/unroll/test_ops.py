@@ -34,7 +34,7 @@ OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "tes
 
 
 def saved_modes(device: torch.device) -> list[int]:
-    return [mode for mode in range(len(SAVED_MODES)) if mode != SAVE_SPIKES or _ops.saves_spikes(device)]
+    return [mode for mode in range(len(SAVED_MODES)) if mode != SAVE_SPIKES or _ops.has_cpu_kernels(device)]
 
 
 def some_cases(number: int, seed: int, **choices: Any) -> Any:
@@ -249,7 +249,7 @@ def test_inconsistent_arguments_are_refused(variant: str, direction: str, neuron
     unknown = [{"record": 2 * case.kind.ops.pre_reset_membrane}]
     special = wrong_for_backward(case) if direction == "backward" else unknown
     call_op(op, given)
-    if not _ops.saves_spikes(device):
+    if not _ops.has_cpu_kernels(device):
         special.append({"saved": SAVE_SPIKES})
     for wrong in wrong_for_both(case) + special:
         moved = {k: t.to(device) if isinstance(t, Tensor) and t.dim() else t for k, t in wrong.items()}

@@ -146,7 +146,7 @@ def test_what_the_gradients_need_decides_what_is_saved(chosen: list[int], device
     every = ("current", "mem", "beta", "threshold", "graded_spikes_factor")
     few = ("current", "mem", "threshold")
     straight = SURROGATES["straight_through_estimator"]
-    spikes = SAVE_SPIKES if _ops.saves_spikes(device) else SAVE_CHECKPOINTS
+    spikes = SAVE_SPIKES if _ops.has_cpu_kernels(device) else SAVE_CHECKPOINTS
     for neuron, changes, wrt, saved in (
         ("leaky", {}, every, SAVE_NOTHING),
         ("leaky", {"delay": False}, every, SAVE_CHECKPOINTS),
@@ -179,12 +179,12 @@ def test_every_mode_tells_the_same_gradients(steps: int, neuron: str, device: to
         op = case.kind.ops.backward
         exact = backward_arguments(case, device, seed=i)
         modes = [SAVE_NOTHING] if case.dtype in FLOATS else []
-        modes += [SAVE_SPIKES] if _ops.saves_spikes(device) else []
+        modes += [SAVE_SPIKES] if _ops.has_cpu_kernels(device) else []
         for saved in modes if case.kind.ops.recorded_membrane_suffices else []:
             given = backward_arguments(case, device, saved=saved, seed=i)
             given |= {name: exact[name] for name in ("surrogate", "p0", "p1")}
             wanted = [g for j, g in enumerate(call_op(op, exact)) if told(case, saved) >> j & 1]
-            fuses = not _ops.saves_spikes(device) and given.get("grad_mem_rec") is not None
+            fuses = not _ops.has_cpu_kernels(device) and given.get("grad_mem_rec") is not None
             for a, b in zip(call_op(op, given), wanted, strict=True):
                 if fuses:
                     assert_close(a, b, 1e-6, f"{case}: saved {saved}", scale=float(steps))

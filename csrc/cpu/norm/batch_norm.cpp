@@ -7,16 +7,14 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../../op/tensors.h"
-#include "../parallel.h"
+#include "run.h"
 
 namespace snnfast {
 namespace {
 
 using cpu::BatchNorm;
 
-constexpr int64_t kGrain = 1 << 15;  // elements that are worth a thread
-
-const cpu::BatchNormKernels& kernels() { SNN_RETURN_OF_CURRENT_ISA(batch_norm_kernels()) }
+using cpu::batch_norm;
 
 // Whether x [T, B, C, *] lies in memory as [T, B, *, C].
 bool is_channels_last(const Tensor& x) {
@@ -61,25 +59,10 @@ Tensor statistics(const Tensor& x, ScalarType dtype) {
   return empty_strided(x, Shape(shape), contiguous_strides(Shape(shape)), dtype);
 }
 
-template <typename P>
-void run(const cpu::BatchNormPass<P>& pass, P& p) {
-  const int64_t elements = p.T * p.C * p.samples();
-  const auto share_out = [&](int64_t number, void (*kernel)(const P&, int64_t, int64_t)) {
-    cpu::in_parallel(0, number, kGrain / (elements / number) + 1,
-                     [&](int64_t first, int64_t last) { kernel(p, first, last); });
-  };
-  const int64_t units = kernels().units(p), parts = units > 1 ? 1 : kernels().parts(p);
-  if (parts == 1) return share_out(units, pass.units);
-  std::vector<double> sums(parts * 2 * p.C);
-  p.sums = sums.data();
-  share_out(parts, pass.add_parts);
-  share_out(parts, pass.write_parts);
-}
-
 // Returns the output like x, and the mean and the variance [T, C].
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
                                            double eps) {
-  cpu::BatchNormForward p{described(x, weight, eps), nullptr, false, nullptr, nullptr, nullptr};
+  cpu::BatchNormForward p{described(x, weight, eps), nullptr, false, nullptr, nullptr, nullptr, nullptr};
   const ScalarType opmath = opmath_of(x.scalar_type());
   std::vector<Tensor> kept;
   p.weight = parameter(weight, "weight", p, opmath, kept);
@@ -90,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& w
   p.y = y.mutable_data_ptr();
   p.mean = mean.mutable_data_ptr();
   p.variance = variance.mutable_data_ptr();
-  run(kernels().forward[static_cast<int>(p.dtype)], p);
+  cpu::run(batch_norm().forward[static_cast<int>(p.dtype)], p);
   return {y, mean, variance};
 }
 
@@ -116,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
   p.grad_x = grad_x.mutable_data_ptr();
   p.grad_weight = static_cast<double*>(of_weight.mutable_data_ptr());
   p.grad_bias = static_cast<double*>(of_bias.mutable_data_ptr());
-  run(kernels().backward[static_cast<int>(p.dtype)], p);
+  cpu::run(batch_norm().backward[static_cast<int>(p.dtype)], p);
   return {grad_x, of_weight, of_bias};
 }
 

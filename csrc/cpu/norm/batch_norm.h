@@ -3,8 +3,9 @@
 
 #include <cstdint>
 
-#include "../../op/problem.h"
+#include "../../op/norm.h"
 #include "../isa.h"
+#include "channels.h"
 
 namespace snnfast::cpu {
 
@@ -26,9 +27,10 @@ struct BatchNorm {
 struct BatchNormForward : BatchNorm {
   const void* bias;  // as the weight; nullptr: zeros
   bool bias_varies;
-  void* y;         // [T, B, C, S]
-  void* mean;      // [T, C] opmath
+  void* y;         // [T, B, C, S]; nullptr: only the statistics are made
+  void* mean;      // [T, C] opmath; or nullptr
   void* variance;  // [T, C] opmath; the sum of squares is divided by the number of samples
+  void* numbers;   // [T, C, kNormNumbers] opmath, for neurons behind the normalisation; or nullptr
 };
 
 struct BatchNormBackward : BatchNorm {
@@ -38,6 +40,18 @@ struct BatchNormBackward : BatchNorm {
   void* grad_x;          // [T, B, C, S]
   double* grad_weight;   // [T, C]
   double* grad_bias;     // [T, C]
+};
+
+// The gradient of what is normalised from that of the currents, [T, N] both, and in the same memory:
+//   (grad - constant - (x - mean) * slope) * scale
+struct NormedGradients {
+  enum { kMean, kScale, kConstant, kSlope };
+
+  DType dtype;  // float32, float16 or bfloat16
+  int64_t T, N;
+  ChannelNumbers norm;
+  const void* x;
+  void* grad;
 };
 
 // For units, or parts, first to last - 1.
@@ -53,6 +67,7 @@ struct BatchNormKernels {
   int64_t (*parts)(const BatchNorm&);          // of a call with one unit; 1: it is not divided
   BatchNormPass<BatchNormForward> forward[4];  // by the dtype
   BatchNormPass<BatchNormBackward> backward[4];
+  void (*write_step[4])(const NormedGradients&, int64_t t, int64_t first, int64_t last);  // of some neurons of a step
 };
 
 SNN_DECLARE_FOR_EACH_ISA(const BatchNormKernels& batch_norm_kernels())

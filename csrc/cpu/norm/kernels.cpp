@@ -7,20 +7,17 @@
 
 #include "../convert.h"
 #include "batch_norm.h"
+#include "lanes.h"
 
 namespace snnfast::cpu::SNN_ISA {
 namespace {
 
 constexpr int kMostLanes = 512;   // of a unit
 constexpr int kChannels = 256;    // the least of a unit in channels_last order, if there are so many
-constexpr int kFewChannels = 16;  // with fewer, a row has several samples
 constexpr int kSmallImage = 128;  // the most samples of an image that is a part of a row in contiguous order
-constexpr int kImageLanes = 16;   // of a channel with larger images, which have rows of their own
 constexpr int kUnits = 8;         // the least of a call in contiguous order, if there are so many channels
 constexpr int kParts = 16;        // the most of a call
 constexpr int kPartRows = 1024;   // the least of a part
-constexpr int kMostRows = 128;    // of a block
-constexpr int kFewRows = 16;      // that are added one by one; the rounding error of a long sum is larger
 constexpr int kBlock = 16384;     // the most elements of a block
 
 template <typename T>
@@ -43,18 +40,11 @@ struct Rows {
   int lanes, first;
 };
 
-// The samples of a row in channels_last order: so many that it consists of whole vectors.
-int samples_per_row(const BatchNorm& p) {
-  int samples = 1;
-  while (p.C < kFewChannels && samples * p.C % kFewChannels != 0) samples *= 2;
-  return samples;
-}
-
 // Whether a row has samples of all channels of a unit. In contiguous order, these are whole images.
 bool has_shared_rows(const BatchNorm& p) { return p.channels_last || p.S <= kSmallImage; }
 
 int lanes_of_channel(const BatchNorm& p) {
-  if (p.channels_last) return samples_per_row(p);
+  if (p.channels_last) return samples_per_row(p.C);
   return has_shared_rows(p) ? static_cast<int>(p.S) : kImageLanes;
 }
 
@@ -80,7 +70,7 @@ Unit unit(const BatchNorm& p, int64_t number) {
 }
 
 int64_t parts(const BatchNorm& p) {
-  const int64_t found = p.channels_last ? p.samples() / samples_per_row(p) / kPartRows : 1;
+  const int64_t found = p.channels_last ? p.samples() / samples_per_row(p.C) / kPartRows : 1;
   return found < 1 ? 1 : least<int64_t>(found, kParts);
 }
 
@@ -100,7 +90,7 @@ template <typename Visit>
 void each_block(const BatchNorm& p, const Unit& u, Visit&& visit) {
   const int64_t step = u.step * p.C * p.samples();
   if (p.channels_last) {
-    const int samples = samples_per_row(p);
+    const int samples = samples_per_row(p.C);
     const int64_t rows = p.samples() / samples, rest = p.samples() % samples, row = p.C * samples;
     const int64_t begin = rows * u.part / u.parts, end = rows * (u.part + 1) / u.parts;
     each_block(Rows{step + u.first + begin * row, end - begin, row, u.channels * samples, 0}, visit);
@@ -167,74 +157,15 @@ void store(void* to, const Rows& rows, const A* scratch) {
   }
 }
 
-template <typename V, typename A>
-V lanes_at(const A* from) {
-  if constexpr (std::is_same_v<V, A>) {
-    return *from;
-  } else {
-    return V::load(from);
-  }
-}
-
-template <typename V, typename A>
-void put_lanes(A* to, V value) {
-  if constexpr (std::is_same_v<V, A>) {
-    *to = value;
-  } else {
-    value.store(to);
-  }
-}
-
-template <int N>
-using Number = std::integral_constant<int, N>;
-
-// Visits the lanes of a row in vectors, several of them at a time, or one by one where they fill none. The last vector
-// may overlap the one before: it computes the same again.
-template <typename A, typename Visit>
-void each_vector(int lanes, Visit&& visit) {
-  constexpr int kSize = Vec<A>::kSize;
-  int i = 0;
-  for (; i + 4 * kSize <= lanes; i += 4 * kSize) visit(Vec<A>(), Number<4>(), i);
-  if (i + 3 * kSize <= lanes) visit(Vec<A>(), Number<3>(), i), i += 3 * kSize;
-  if (i + 2 * kSize <= lanes) visit(Vec<A>(), Number<2>(), i), i += 2 * kSize;
-  if (i + kSize <= lanes) visit(Vec<A>(), Number<1>(), i), i += kSize;
-  if (i < lanes && lanes >= kSize) return visit(Vec<A>(), Number<1>(), lanes - kSize);
-  for (; i < lanes; ++i) visit(A(), Number<1>(), i);
-}
-
-template <typename V, typename A>
-constexpr int kWidth = sizeof(V) / sizeof(A);
-
 // Two sums for each lane of a unit.
 struct Sums {
   double first[kMostLanes] = {}, second[kMostLanes] = {};
 
-  // Adds the sums over a block. `terms(row, lane, a, b)` gives two terms in vectors.
+  // Adds the sums over a block.
   template <typename A, typename Terms>
   void add(const Rows& rows, Terms&& terms) {
     A a[kMostLanes], b[kMostLanes];
-    each_vector<A>(rows.lanes, [&]<typename V, int N>(V, Number<N>, int lane) {
-      constexpr int kStep = kWidth<V, A>;
-      V x[N], y[N];
-      for (int j = 0; j < N; ++j) x[j] = y[j] = V(A(0));
-      for (int64_t r = 0; r < rows.count;) {
-        V few_x[N], few_y[N];
-        for (int j = 0; j < N; ++j) few_x[j] = few_y[j] = V(A(0));
-        for (const int64_t end = least(r + kFewRows, rows.count); r < end; ++r) {
-          for (int j = 0; j < N; ++j) {
-            V s, t;
-            terms(r, lane + j * kStep, s, t);
-            few_x[j] += s;
-            few_y[j] += t;
-          }
-        }
-        for (int j = 0; j < N; ++j) x[j] += few_x[j], y[j] += few_y[j];
-      }
-      for (int j = 0; j < N; ++j) {
-        put_lanes(a + lane + j * kStep, x[j]);
-        put_lanes(b + lane + j * kStep, y[j]);
-      }
-    });
+    sum_rows<A>(rows.lanes, rows.count, a, b, terms);
     for (int i = 0; i < rows.lanes; ++i) {
       first[rows.first + i] += static_cast<double>(a[i]);
       second[rows.first + i] += static_cast<double>(b[i]);
@@ -359,9 +290,13 @@ void write_output(const BatchNormForward& p, const Unit& u, const Shift<S>& shif
     scale[c] = static_cast<A>(weight == nullptr ? inverse : inverse * static_cast<double>(weight[c]));
     if (u.part > 0) continue;
     const int64_t at = u.step * p.C + u.first + c;
-    static_cast<A*>(p.mean)[at] = mean[c];
     static_cast<A*>(p.variance)[at] = static_cast<A>(variance);
+    if (p.mean != nullptr) static_cast<A*>(p.mean)[at] = mean[c];
+    if (p.numbers == nullptr) continue;
+    const A numbers[] = {scale[c], bias == nullptr ? A(0) : bias[c], mean[c], static_cast<A>(inverse)};
+    for (int k = 0; k < kNormNumbers; ++k) static_cast<A*>(p.numbers)[at * kNormNumbers + k] = numbers[k];
   }
+  if (p.y == nullptr) return;
 
   const A zeros[kMostLanes] = {};
   const Lanes<A> means(p, u, mean), scales(p, u, scale), biases(p, u, bias == nullptr ? zeros : bias);
@@ -468,6 +403,27 @@ void backward_write_parts(const BatchNormBackward& p, int64_t first, int64_t las
   for (int64_t i = first; i < last; ++i) write_gradients<S>(p, part(p, i), sums);
 }
 
+// ---- the gradient through a normalisation whose result only neurons read
+
+template <typename S, typename A = Opmath<S>>
+void write_step(const NormedGradients& p, int64_t t, int64_t first, int64_t last) {
+  using P = NormedGradients;
+  const float* const of[] = {p.norm.row(t, P::kMean), p.norm.row(t, P::kConstant), p.norm.row(t, P::kSlope),
+                             p.norm.row(t, P::kScale)};
+  constexpr int kSome = 1024;
+  A of_x[kScratch<S>], made[kScratch<S>];
+  for (int64_t i = first; i < last; i += kSome) {
+    const Rows rows{t * p.N + i, 1, 0, static_cast<int>(least<int64_t>(kSome, last - i)), 0};
+    const A* const x = load<S>(p.x, rows, of_x).at;
+    A* const grad = const_cast<A*>(load<S>(p.grad, rows, made).at);
+    each_of_channels(p.norm.channels, of, i, rows.lanes, false, [&]<typename V>(int j, const V(&n)[4]) {
+      const V from_mean = lanes_at<V>(x + j) - n[0], rest = lanes_at<V>(grad + j) - n[1];
+      put_lanes(grad + j, (rest - from_mean * n[2]) * n[3]);
+    });
+    store<S>(p.grad, rows, made);
+  }
+}
+
 template <typename S>
 constexpr BatchNormPass<BatchNormForward> kForward{forward<S>, forward_add_parts<S>, forward_write_parts<S>};
 
@@ -482,6 +438,7 @@ const BatchNormKernels& batch_norm_kernels() {
       parts,
       {kForward<float>, kForward<double>, kForward<Half>, kForward<BFloat16>},
       {kBackward<float>, kBackward<double>, kBackward<Half>, kBackward<BFloat16>},
+      {write_step<float>, nullptr, write_step<Half>, write_step<BFloat16>},
   };
   return kernels;
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "choose.h"
+#include "normed.h"
 #include "outputs.h"
 #include "spans.h"
 #include "stage.h"
@@ -24,6 +25,7 @@ struct BackwardBlock {
   static constexpr int64_t kStretch = 256;
 
   Backward<Neuron> p;
+  const Normalised* norm;
   AdjointRows<Neuron, A> rows;
   bool recorded, sums_parameters, streams, stream;
   int64_t rows_after;  // the rows of the padding behind the steps
@@ -40,13 +42,15 @@ struct BackwardBlock {
   alignas(64) A initial_scratch[kStates][kMost<A>];
   alignas(64) A starts[kLoops][kStates][kMost<A>];  // states before each loop over a checkpoint's steps, but the first
   alignas(64) A x_scratch[kCheckpoint][kMost<A>];
+  alignas(64) A from_mean[kCheckpoint][kMost<A>];  // behind a normalisation
   alignas(64) A mem_scratch[kSteps<A> + 1][kMost<A>];
   alignas(64) A derivative_scratch[kSteps<A>][kMost<A>];
   alignas(64) A grad_spk_scratch[kSteps<A>][kMost<A> + kColumn<A>], grad_scratch[kStates][kSteps<A>][kMost<A>];
   alignas(64) A grad_x_scratch[kSteps<A>][kMost<A>];
 
-  void open(const Backward<Neuron>& problem, bool non_temporal) {
+  void open(const Backward<Neuron>& problem, const Normalised* before, bool non_temporal) {
     p = problem;
+    norm = before;
     streams = non_temporal;
     recorded = p.recorded();
     sums_parameters = std::is_same_v<A, double> || p.sums_parameters();  // what the loops do, see choose.h
@@ -139,7 +143,8 @@ struct BackwardBlock {
     int loops = 0, steps[kLoops], k = 0;
     for (int at = 0; at < count; at += steps[loops++]) steps[loops] = at + kSteps<A> <= count ? kSteps<A> : 1;
     if (!recorded) {
-      x = open_for_reading(row_of<const S>(p.x, start, p.x_stride(), first), p.x_stride(), count, n, x_scratch);
+      const S* const from = row_of<const S>(p.x, start, p.x_stride(), first);
+      x = open_currents(norm, from, p.x_stride(), start, count, first, n, x_scratch, from_mean[0]);
       for (int s = 0; s < kStates; ++s) before[0][s] = states_at(start, s);
       for (int loop = 0; loop + 1 < loops; k += steps[loop++]) {
         advance.x = {x[k], x.stride};
@@ -208,6 +213,11 @@ struct BackwardBlock {
     }
     rows.derivative = open_for_reading(derivative, p.N, steps, n, derivative_scratch);
     rows.grad_x = open_for_writing(grad_x, p.N, n, grad_x_scratch);
+    rows.ahead = {nullptr, 0};
+    if (norm != nullptr && stream) rows.grad_x = {grad_x_scratch[0], kMost<A>};  // to be summed before it is written
+    if constexpr (std::is_same_v<S, float>) {
+      if (norm != nullptr) rows.ahead = {row_of<const S>(p.x, t, p.N, first + n), p.N};  // of the neurons to come
+    }
     rows.stream = stream && rows.grad_x.first != grad_x_scratch[0];
     A* initial[kStates];
     for (int s = 0; s < kStates; ++s) {
@@ -222,7 +232,20 @@ struct BackwardBlock {
       close(initial[s], n, rows.grad_before[s]);
       rows.grad_after[s] = rows.grad_before[s];
     }
+    if (norm != nullptr) return close_gradients(grad_x, t, steps);
     close(grad_x, p.N, steps, n, rows.grad_x, stream);
+  }
+
+  // Sums the gradients of the currents while they are in the caches, and writes them.
+  void close_gradients(S* grad_x, int64_t t, int steps) {
+    if constexpr (std::is_same_v<A, float>) {
+      for (int k = 0; k < steps; ++k) {
+        const int64_t step = t + k;
+        add_to_sums(norm->channels, first, n, rows.grad_x[k], from_mean[step % kCheckpoint], norm->sums_of(step));
+        if (grad_x == nullptr || (in_place<S, A>(n) && !stream)) continue;
+        put_row(grad_x + k * p.N, n, rows.grad_x[k], stream);
+      }
+    }
   }
 
   void finish() {
@@ -250,8 +273,18 @@ struct BackwardBlock {
 };
 
 template <typename Neuron, typename S>
-void backward(const Backward<Neuron>& p, int64_t first, int64_t last, bool stream) {
-  run_blocks<BackwardBlock<Neuron, S>, S>(p, first, last, stream, kBlock);
+void backward(const Backward<Neuron>& p, const Normalised* norm, int64_t first, int64_t last, bool stream) {
+  using Block = BackwardBlock<Neuron, S>;
+  if (norm == nullptr) return run_blocks<Block, S>(p, nullptr, first, last, stream, kBlock);
+  // Each chunk is a block, so that the sums do not depend on how the neurons are divided.
+  Block& block = block_of_thread<Block>();
+  block.open(p, norm, stream && kWholeLines);
+  block.set_steps(p, p.T);
+  for (int64_t begin = first; begin < last; begin += norm->chunk) {
+    const int64_t n = last - begin < norm->chunk ? last - begin : norm->chunk;
+    block.run({begin, static_cast<int>(n), begin > first});
+  }
+  if (stream && kWholeLines) stream_fence();
 }
 
 }  // namespace

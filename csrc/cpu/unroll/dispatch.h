@@ -69,23 +69,30 @@ class Division {
 
 // Divides neurons begin to end - 1 among the threads.
 template <typename Kernel, typename P>
-void share_out(Kernel kernel, const P& p, int64_t begin, int64_t end, int64_t least_units, bool stream) {
+void share_out(Kernel kernel, const P& p, const Normalised* norm, int64_t begin, int64_t end, int64_t least_units,
+               bool stream) {
   const Shares work = shares(p.T, end - begin, least_units);
   if (p.lengths != nullptr && work.units > work.least && torch::stable::get_num_threads() > 1) {
     const Division division(p, begin, end, work.units);
-    return in_parallel(0, work.units, work.least,
-                       [&](int64_t first, int64_t last) { kernel(p, division.at(first), division.at(last), stream); });
+    return in_parallel(0, work.units, work.least, [&](int64_t first, int64_t last) {
+      kernel(p, norm, division.at(first), division.at(last), stream);
+    });
   }
   in_parallel(0, work.units, work.least, [&](int64_t first, int64_t last) {
-    kernel(p, begin + first * kUnit, begin + last * kUnit < end ? begin + last * kUnit : end, stream);
+    kernel(p, norm, begin + first * kUnit, begin + last * kUnit < end ? begin + last * kUnit : end, stream);
   });
 }
 
 template <typename Neuron>
-void forward(const Forward<Neuron>& p) {
+void forward(const Forward<Neuron>& p, const Normalised* norm) {
   bool stream = streams(p.dtype, p.T, p.N, rows_per_step(p), {p.reduce ? nullptr : p.spk, p.deciding});
   for (const void* record : p.record) stream &= streams(p.dtype, p.T, p.N, rows_per_step(p), {record});
-  share_out(current_kernels<Neuron>().forward[static_cast<int>(p.dtype)], p, 0, p.N, kLeastUnits, stream);
+  share_out(current_kernels<Neuron>().forward[static_cast<int>(p.dtype)], p, norm, 0, p.N, kLeastUnits, stream);
+}
+
+template <typename Neuron>
+void forward(const Forward<Neuron>& p) {
+  forward(p, nullptr);
 }
 
 // Calls f with the gradients [T, last - first, columns] of the spikes that went through a Linear with many outputs, a
@@ -99,7 +106,7 @@ void backward(const Backward<Neuron>& p) {
   const bool stream = streams(p.dtype, p.T, p.N, rows_per_step(p), {p.grad_x});
   const auto kernel = current_kernels<Neuron>().backward[static_cast<int>(p.dtype)];
   const int64_t columns = p.outputs.columns;
-  if (p.T == 0 || p.outputs.size <= kFewOutputs) return share_out(kernel, p, 0, p.N, 1, stream);
+  if (p.T == 0 || p.outputs.size <= kFewOutputs) return share_out(kernel, p, nullptr, 0, p.N, 1, stream);
   each_spike_gradient(p.outputs, p.dtype, p.T, p.N / columns, [&](int64_t first, int64_t last, const void* gradient) {
     Backward<Neuron> part = p;
     part.outputs = {};
@@ -108,7 +115,7 @@ void backward(const Backward<Neuron>& p) {
     part.grad_spk_stride = (last - first) * columns;
     // A kernel streams whole registers only, also at the end of its neurons.
     const auto fits = [&](int64_t neuron) { return neuron % kUnit == 0 || neuron == p.N; };
-    share_out(kernel, part, first * columns, last * columns, 1,
+    share_out(kernel, part, nullptr, first * columns, last * columns, 1,
               stream && fits(first * columns) && fits(last * columns));
   });
 }

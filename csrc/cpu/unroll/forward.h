@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "choose.h"
+#include "normed.h"
 #include "spans.h"
 #include "stage.h"
 
@@ -18,6 +19,7 @@ struct ForwardBlock {
   static constexpr int kStates = Neuron::kStates, kMem = kStates - 1;
 
   Forward<Neuron> p;
+  const Normalised* norm;
   Either<ForwardLoop<Neuron, A>> loops;
   ForwardRows<Neuron, A> rows;
   bool streams, stream, bits_in_place;
@@ -29,8 +31,9 @@ struct ForwardBlock {
   alignas(64) A record_scratch[kStates][kSteps<A>][kLongBlock], deciding_scratch[kSteps<A>][kLongBlock];
   alignas(64) uint8_t bits_scratch[kLongBlock];
 
-  void open(const Forward<Neuron>& problem, bool non_temporal) {
+  void open(const Forward<Neuron>& problem, const Normalised* before, bool non_temporal) {
     p = problem;
+    norm = before;
     streams = non_temporal;
     bool record = p.saved == Saved::kSpikes || p.deciding != nullptr;
     for (const void* row : p.record) record |= row != nullptr;
@@ -96,8 +99,14 @@ struct ForwardBlock {
     S* const spk = p.reduce ? nullptr : row_of<S>(p.spk, t, p.N, first);
     A* const deciding = row_of<A>(p.deciding, t, p.N, first);
     const int64_t end = t + steps;
-    rows.x = open_for_reading(row_of<const S>(p.x, t, p.x_stride(), first), p.x_stride(), steps, n, x_scratch);
+    const S* const x = row_of<const S>(p.x, t, p.x_stride(), first);
+    rows.x = open_currents(norm, x, p.x_stride(), t, steps, first, n, x_scratch);
     rows.spk = open_for_writing(spk, p.N, n, spk_scratch);
+    rows.ahead = {nullptr, 0};
+    if constexpr (std::is_same_v<S, float>) {
+      // The rows that are normalised next. They would else be read while nothing is computed.
+      if (norm != nullptr) rows.ahead = {end < p.T ? x + steps * p.N : row_of<const S>(p.x, 0, p.N, first + n), p.N};
+    }
     uint8_t* const bits = row_of<uint8_t>(p.bits, t / 8, p.N, first);
     rows.bits = bits_in_place ? bits : bits_scratch;
     rows.bit = static_cast<int>(t % 8);
@@ -139,8 +148,8 @@ struct ForwardBlock {
 };
 
 template <typename Neuron, typename S>
-void forward(const Forward<Neuron>& p, int64_t first, int64_t last, bool stream) {
-  run_blocks<ForwardBlock<Neuron, S>, S>(p, first, last, stream, stream && kWholeLines ? kLongBlock : kBlock);
+void forward(const Forward<Neuron>& p, const Normalised* norm, int64_t first, int64_t last, bool stream) {
+  run_blocks<ForwardBlock<Neuron, S>, S>(p, norm, first, last, stream, stream && kWholeLines ? kLongBlock : kBlock);
 }
 
 }  // namespace

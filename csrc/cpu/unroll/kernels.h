@@ -3,6 +3,7 @@
 
 #include "../../op/problem.h"
 #include "../isa.h"
+#include "../norm/channels.h"
 
 namespace snnfast::cpu {
 
@@ -13,6 +14,10 @@ inline constexpr int kBlock = 2048;
 // Blocks are short if there are fewer steps than a row loop takes, or if rows are converted. They are long if nothing
 // fits in the caches anyway: forward with non-temporal stores, and everything from kFar on.
 inline constexpr int kShortBlock = 512;
+
+// Behind a normalisation, the currents of a few steps stay in the L1 cache from when they are made to when they are
+// read.
+inline constexpr int kNormedBlock = 1024;
 inline constexpr int kLongBlock = 8192;
 
 // Bytes of a tensor [T, N] that is so large that even the system's page tables do not stay in the caches. In a long
@@ -21,11 +26,11 @@ inline constexpr int64_t kFar = int64_t{64} << 20;
 
 // Each function exists once for each DType, in its order. It works on neurons first to last - 1, and no result depends
 // on how neurons are divided into ranges. `stream`: rows of every step are written by non-temporal stores, for which
-// they must be aligned to 64 bytes.
+// they must be aligned to 64 bytes. `norm`: how x becomes the currents; nullptr: it is the currents.
 template <typename Neuron>
 struct Kernels {
-  void (*forward[4])(const Forward<Neuron>&, int64_t first, int64_t last, bool stream);
-  void (*backward[4])(const Backward<Neuron>&, int64_t first, int64_t last, bool stream);
+  void (*forward[4])(const Forward<Neuron>&, const Normalised* norm, int64_t first, int64_t last, bool stream);
+  void (*backward[4])(const Backward<Neuron>&, const Normalised* norm, int64_t first, int64_t last, bool stream);
 };
 
 SNN_DECLARE_FOR_EACH_ISA(template <typename Neuron> const Kernels<Neuron>& kernels())

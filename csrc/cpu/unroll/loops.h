@@ -33,8 +33,6 @@ constexpr int in_columns(int n) {
 template <typename A>
 constexpr int kSteps = std::is_same_v<A, double> ? 1 : 4;
 
-#define SNN_UNROLL _Pragma("GCC unroll 8")
-
 // Several values of each neuron of a column.
 template <typename A, int Size>
 struct Columns {
@@ -66,6 +64,13 @@ struct Columns {
     }
   }
 };
+
+// Has the cache lines of a column brought into the L2 cache.
+template <typename A>
+SNN_HD void prefetch(const A* column) {
+  SNN_UNROLL for (int i = 0; i < kColumn<A>; i += 64 / static_cast<int>(sizeof(A)))
+      __builtin_prefetch(column + i, 0, 2);
+}
 
 // One value of each neuron of a column.
 template <typename A>
@@ -144,6 +149,7 @@ struct ForwardRows {
   const A* before[Neuron::kStates];  // states before the first step; nullptr: 0
   A* after[Neuron::kStates];         // states after the last step
   Rows<const A> x;
+  Rows<const A> ahead;              // rows of the input that are read next; or nullptr
   Rows<A> spk;                      // or
   A* sum;                           // one row for all steps, to which the spikes are added; or
   uint8_t* bits;                    // one row for up to eight steps
@@ -169,6 +175,9 @@ void forward_loop(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neur
     Column<A> x, spk, sum, v;
     if (Spk == Spikes::kSum) sum.load(row.sum + i);
     Bits<A> bits[kVectors] = {};
+    if (row.ahead.first != nullptr) {
+      SNN_UNROLL for (int k = 0; k < Steps; ++k) prefetch(row.ahead[k] + i);
+    }
     SNN_UNROLL for (int k = 0; k < Steps; ++k) {
       x.load(row.x[k] + i);
       SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
@@ -199,6 +208,7 @@ template <typename Neuron, typename A>
 struct AdjointRows {
   const A* before[Neuron::kStates];  // states before the first step; nullptr: 0
   Rows<const A> x;                   // or
+  Rows<const A> ahead;               // rows of the input that are read next; or nullptr
   Rows<const A> mem;                 // the membrane that decided each spike
   Rows<const A> derivative;          // that of the spikes, if it is given
   Rows<const A> grad_spk;
@@ -253,6 +263,9 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
 
     Columns<A, kStates> u[Steps + 1];  // states before each step
     Column<A> v[Steps], x[Steps];      // the membrane that decided its spike, and its current
+    if (row.ahead.first != nullptr) {
+      SNN_UNROLL for (int k = 0; k < Steps; ++k) prefetch(row.ahead[k] + i);
+    }
     SNN_UNROLL for (int s = 0; s < kStates; ++s) u[0].load_or_zero(s, row.before[s], i);
     SNN_UNROLL for (int k = 0; k < Steps; ++k) {
       if constexpr (Recorded) {

@@ -95,18 +95,26 @@ int block_size(const Problem<Neuron>& p, int usual) {
   return sizeof(S) == 2 ? kShortBlock : usual;
 }
 
+// A block is kept from call to call, as fresh memory costs page faults. It is too large for a thread's stack.
+template <typename Block>
+Block& block_of_thread() {
+  thread_local const std::unique_ptr<Block> block(new Block);
+  return *block;
+}
+
 // Takes neurons first to last - 1 through all time steps, block after block. The loops write rows of several steps and
 // tensors in turns, so only whole lines by non-temporal stores.
 template <typename Block, typename S, typename Problem>
-void run_blocks(const Problem& p, int64_t first, int64_t last, bool non_temporal, int usual_size) {
+void run_blocks(const Problem& p, const Normalised* norm, int64_t first, int64_t last, bool non_temporal,
+                int usual_size) {
   const bool stream = non_temporal && kWholeLines;
-  // A block is kept from call to call, as fresh memory costs page faults. It is too large for a thread's stack.
-  thread_local const std::unique_ptr<Block> block(new Block);
-  block->open(p, stream);
+  Block& block = block_of_thread<Block>();
+  block.open(p, norm, stream);
   each_length<Opmath<S>>(p, first, last, !stream, [&](int64_t begin, int64_t end, int64_t steps) {
-    block->set_steps(p, steps);
-    Spans<S, Opmath<S>> spans(begin, end, block_size<S>(p, usual_size), stream, begin > first);
-    for (Span span; spans.take(span);) block->run(span);
+    block.set_steps(p, steps);
+    const int size = norm != nullptr ? kNormedBlock : block_size<S>(p, usual_size);
+    Spans<S, Opmath<S>> spans(begin, end, size, stream, begin > first);
+    for (Span span; spans.take(span);) block.run(span);
   });
   if (stream) stream_fence();
 }

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from snnfast._core.ops import has_norm
+from snnfast._core.ops import has_cpu_kernels, has_norm
 from snnfast._images.batch_norm import batch_norm, update_averages
 from snnfast._unroll.graph import unroll_steps
 from snnfast._unroll.normed import Norm
@@ -25,10 +25,14 @@ def normed_unroll_steps(x: Tensor, norm: tuple[Any, ...], neuron: str, *asked: A
 def fuse_norm(writer: Writer, unroll: Node) -> bool:
     """Let the batch normalisation before an unroll become a part of it, and return whether it did."""
     _, norm, _, *_, steps, record, reduce = unroll.args[:11]
+    has_linear = len(unroll.args) > 11
     if not isinstance(norm, Node) or norm.target is not batch_norm or len(norm.users) > 1:
         return False
     alike = norm.meta["context"] == unroll.meta["context"]
-    if not alike or steps is not None or record or reduce or not has_norm(value(norm).device):
+    device = value(norm).device
+    if not alike or steps is not None or record or reduce or not has_norm(device):
+        return False
+    if has_linear and has_cpu_kernels(device):  # it takes the spikes as bits
         return False
     changed, node = _averages(norm), norm.next
     while node is not unroll:

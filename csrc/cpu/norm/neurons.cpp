@@ -1,0 +1,298 @@
+// The ops of batch normalisation in training and the neuron behind it, on the CPU.
+// snnfast/_unroll/normed.py decides when they are called, and has their definition.
+//
+// The normalised currents are made row by row, where the kernels of the neuron read them, and are never in memory.
+#include <algorithm>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+
+#include "../../neurons/ifnode.h"
+#include "../../neurons/leaky.h"
+#include "../../op/tensors.h"
+#include "../memory/scratch.h"
+#include "run.h"
+
+namespace snnfast {
+namespace {
+
+using cpu::Channels;
+using cpu::NormedGradients;
+
+constexpr int64_t kChunk = 1024;      // neurons that go back through all steps together
+constexpr int64_t kPart = 1 << 14;    // elements of a step that a thread takes at least
+constexpr int64_t kMostParts = 64;    // of a backward pass; each has sums of its own
+constexpr int64_t kPartSamples = 64;  // the least of a channel that a part has
+
+// How x [T, B, C, *] lies in memory.
+struct Steps {
+  Layout layout;
+  int64_t B, C, S;
+  bool channels_last;
+
+  explicit Steps(const Tensor& x) : layout(x, true, x.size(0), Time::kSequence) {
+    CpuBackend::check_device(x);
+    STD_TORCH_CHECK(x.dim() >= 3 && x.numel() > 0, "x: expected [T, B, C, *], not empty");
+    STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, "x: expected float32, float16 or bfloat16");
+    B = x.size(1), C = x.size(2), S = layout.N / (B * C);
+    channels_last = lies(true);
+    STD_TORCH_CHECK(channels_last || lies(false), "x: expected steps in the usual or in channels_last order");
+  }
+
+  Channels channels() const { return {C, channels_last ? 1 : S}; }
+
+ private:
+  // Whether the dimensions lie in their order, or with the channels innermost.
+  bool lies(bool last) const {
+    int64_t stride = last ? C : 1;
+    for (size_t d = layout.step.size(); d-- > 0;) {
+      if (last && d == 1) continue;
+      if (layout.step[d] > 1 && layout.strides[d] != stride) return false;
+      stride *= layout.step[d];
+    }
+    return !last || C == 1 || layout.strides[1] == 1;
+  }
+};
+
+Tensor made(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  const Shape shape(sizes);
+  return CpuBackend::empty(like, shape, contiguous_strides(shape), dtype);
+}
+
+// Returns the numbers of a float32 tensor of this size.
+const float* numbers_of(const Tensor& t, const char* name, int64_t size) {
+  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == size, name,
+                  ": expected contiguous float32 numbers of the channels on the CPU");
+  return static_cast<const float*>(t.const_data_ptr());
+}
+
+// Returns the scale, bias, mean and 1 / sqrt(variance + eps) of the channels at each step [T, C, 4], and their
+// variance [T, C]; both with one row over time.
+std::tuple<Tensor, Tensor> statistics(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
+                                      bool over_time) {
+  const Steps steps(x);
+  OpTensors<CpuBackend> tensors(x, steps.layout, x.scalar_type());
+  cpu::BatchNormForward p{};
+  p.dtype = dtype_of(x, "x");
+  p.T = over_time ? 1 : steps.layout.T;
+  p.B = over_time ? steps.B * steps.layout.T : steps.B;
+  p.C = steps.C, p.S = steps.S, p.channels_last = steps.channels_last, p.eps = eps;
+  p.x = tensors.read(x, "x", x.scalar_type(), steps.layout.T);
+  if (weight.has_value()) p.weight = numbers_of(*weight, "weight", p.C);
+  if (bias.has_value()) p.bias = numbers_of(*bias, "bias", p.C);
+  const Tensor numbers = made(x, {p.T, p.C, kNormNumbers}, ScalarType::Float);
+  const Tensor variance = made(x, {p.T, p.C}, ScalarType::Float);
+  p.numbers = numbers.mutable_data_ptr();
+  p.variance = variance.mutable_data_ptr();
+  cpu::run(cpu::batch_norm().forward[static_cast<int>(p.dtype)], p);
+  return {numbers, variance};
+}
+
+// The numbers of the channels as the kernels read them.
+class Table {
+ public:
+  cpu::ChannelNumbers numbers;
+
+  Table(const Channels& channels, int64_t rows, int64_t steps)
+      : numbers{channels, rows, steps == 1, nullptr}, memory_(steps * rows * numbers.width()) {
+    numbers.values = memory_.data();
+  }
+
+  // Sets one of the rows of a step to value(c).
+  template <typename F>
+  void set(int64_t t, int64_t row, F&& value) {
+    float* const to = memory_.data() + (t * numbers.rows + row) * numbers.width();
+    for (int64_t c = 0; c < numbers.channels.C; ++c) to[c] = static_cast<float>(value(c));
+    for (int64_t c = numbers.channels.C; c < numbers.width(); ++c) to[c] = to[c - numbers.channels.C];
+  }
+
+ private:
+  cpu::pool::Scratch<float> memory_;
+};
+
+// What forward and backward have in common.
+template <typename Neuron>
+struct Call {
+  Steps steps;
+  OpTensors<CpuBackend> tensors;
+  int64_t rows;          // of the numbers: a step each, or one
+  const float* numbers;  // [rows, C, kNormNumbers]
+  Table table;
+  cpu::Normalised norm;
+
+  Call(const Tensor& x, const Tensor& of_channels)
+      : steps(x),
+        tensors(x, steps.layout, x.scalar_type()),
+        rows(of_channels.dim() == 3 && of_channels.size(0) == 1 ? 1 : steps.layout.T),
+        numbers(numbers_of(of_channels, "numbers", rows * steps.C * kNormNumbers)),
+        table(steps.channels(), 3, rows),
+        norm{table.numbers} {
+    for (int64_t t = 0; t < rows; ++t) {
+      const float* const of = numbers + t * steps.C * kNormNumbers;
+      table.set(t, cpu::Normalised::kScale, [&](int64_t c) { return of[c * kNormNumbers]; });
+      table.set(t, cpu::Normalised::kBias, [&](int64_t c) { return of[c * kNormNumbers + 1]; });
+      table.set(t, cpu::Normalised::kMean, [&](int64_t c) { return of[c * kNormNumbers + 2]; });
+    }
+  }
+
+  void describe(Problem<Neuron>& p, const Tensor& x, const MaybeTensor& state, const std::vector<Tensor>& parameters,
+                int64_t reset) {
+    static_assert(Neuron::kStates == 1);
+    p.dtype = dtype_of(x, "x");
+    STD_TORCH_CHECK(reset >= 0 && reset <= static_cast<int64_t>(Reset::kNone), "reset: unknown");
+    p.rule = {static_cast<Reset>(reset), true};
+    p.T = steps.layout.T, p.N = steps.layout.N;
+    p.x = tensors.read(x, "x", x.scalar_type(), p.T);
+    p.initial[0] = tensors.read_state(state, Neuron::kStateNames[0], 0, p.initial_repeats);
+    STD_TORCH_CHECK(parameters.size() == Neuron::kParameters, "parameters: not those of ", Neuron::kName);
+    for (size_t k = 0; k < parameters.size(); ++k) {
+      p.parameters[k] = tensors.parameter(parameters[k], Neuron::kParameterNames[k]);
+    }
+  }
+};
+
+// Returns the spikes; if `last` is set the state after the last step; and if `save` is set, and there are so many
+// steps, the states before every kCheckpoint-th step.
+template <typename Neuron>
+std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeTensor& state,
+                            const std::vector<Tensor>& parameters, int64_t reset, bool last, bool save) {
+  Call<Neuron> call(x, numbers);
+  Forward<Neuron> p{};
+  call.describe(p, x, state, parameters, reset);
+  p.spk = call.tensors.make(x.scalar_type(), p.T);
+  if (last) p.last[0] = call.tensors.make(call.tensors.opmath, kNoRows);
+  const int64_t saved = saved_rows(Saved::kCheckpoints, p.T);
+  if (save && saved > 0) {
+    p.saved = Saved::kCheckpoints;
+    p.rows = call.tensors.make(call.tensors.opmath, saved);
+  }
+  cpu::forward(p, &call.norm);
+  return call.tensors.outputs;
+}
+
+// How the neurons of a step are shared out to those who sum: into parts of some chunks. All of it depends on nothing
+// but the shape and the memory layout.
+struct Chunks {
+  int64_t size, number, parts;
+
+  explicit Chunks(const Steps& steps) : size(kChunk) {
+    const int64_t N = steps.layout.N, C = steps.C;
+    if (steps.channels_last && C < kChunk) {  // whole pixels, and whole cache lines if these are not too many
+      const int64_t whole = cpu::kUnit / std::gcd(C, cpu::kUnit);
+      const int64_t pixels = kChunk / C;
+      size = C * (pixels >= whole ? pixels / whole * whole : pixels);
+    }
+    number = (N + size - 1) / size;
+    parts = std::clamp<int64_t>(steps.B * steps.S / kPartSamples, 1, std::min(number, kMostParts));
+  }
+};
+
+// Returns the gradients of the bias and of the weight [2, T, C] in float64, with one row over time; the shares of the
+// channels in that of the first parameter [C] in float64 if it is needed, which Leaky has not; that of x if it or that
+// of the state is needed; and that of the state if it is.
+template <typename Neuron>
+std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, const Tensor& x,
+                             const MaybeTensor& checkpoints, const Tensor& numbers, const MaybeTensor& state,
+                             const std::vector<Tensor>& parameters, int64_t reset, int64_t surrogate, double p0,
+                             double p1, bool needs_first, bool needs_x, bool needs_state) {
+  Call<Neuron> call(x, numbers);
+  OpTensors<CpuBackend>& tensors = call.tensors;
+  Backward<Neuron> p{};
+  call.describe(p, x, state, parameters, reset);
+  STD_TORCH_CHECK(surrogate >= 0 && surrogate < kSurrogateKinds, "surrogate: unknown");
+  STD_TORCH_CHECK(!needs_first || !Neuron::kClamped[0], Neuron::kParameterNames[0], ": has no gradient here");
+  p.saved = Saved::kCheckpoints;
+  const int64_t saved = saved_rows(Saved::kCheckpoints, p.T);
+  STD_TORCH_CHECK(checkpoints.has_value() == (saved > 0), "rows: expected with more than ", kCheckpoint, " steps");
+  if (saved > 0) p.rows = tensors.read(checkpoints, "rows", tensors.opmath, saved);
+  p.surrogate = static_cast<SurrogateKind>(surrogate);
+  p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
+  p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
+  p.grad_last[0] = tensors.read(grad_last, "gradient of a state", tensors.opmath, kNoRows);
+  const int64_t C = call.steps.C, rows = call.rows;
+  tensors.outputs.push_back(made(x, {2, rows, C}, ScalarType::Double));
+  double* const sums = static_cast<double*>(tensors.outputs[0].mutable_data_ptr());
+  std::optional<cpu::pool::Scratch<float>> first_gradients;
+  double* of_first = nullptr;
+  if (needs_first) {
+    tensors.outputs.push_back(made(x, {C}, ScalarType::Double));
+    of_first = static_cast<double*>(tensors.outputs[1].mutable_data_ptr());
+    p.grad_parameters[0] = first_gradients.emplace(p.N).data();
+  }
+  if (needs_x || needs_state) p.grad_x = tensors.make(x.scalar_type(), p.T);
+  if (needs_state) p.grad_initial[0] = tensors.make(tensors.opmath, kNoRows);
+
+  Table table(call.steps.channels(), 4, rows);
+  NormedGradients through{p.dtype, p.T, p.N, table.numbers, p.x, p.grad_x};
+  const auto each_row = [&](auto&& f) {
+    for (int64_t t = 0; t < rows; ++t) f(t, call.numbers + t * C * kNormNumbers);
+  };
+  each_row([&](int64_t t, const float* of) {
+    table.set(t, NormedGradients::kScale, [=](int64_t c) { return of[c * kNormNumbers]; });
+    table.set(t, NormedGradients::kMean, [=](int64_t c) { return of[c * kNormNumbers + 2]; });
+  });
+
+  const Chunks chunks(call.steps);
+  const int64_t each = rows * 2 * C;
+  cpu::pool::Scratch<double> partial(chunks.parts * each);
+  const auto kernel = cpu::current_kernels<Neuron>().backward[static_cast<int>(p.dtype)];
+  const bool stream = cpu::streams(p.dtype, p.T, p.N, 3, {p.grad_x});
+  const auto write = cpu::batch_norm().write_step[static_cast<int>(p.dtype)];
+  cpu::in_parallel(0, chunks.parts, cpu::kNormGrain / (p.T * p.N / chunks.parts) + 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      double* const own = partial.data() + part * each;
+      std::fill(own, own + each, 0.0);
+      cpu::Normalised norm = call.norm;
+      norm.chunk = chunks.size;
+      norm.sums = own;
+      const auto at = [&](int64_t i) { return std::min(chunks.number * i / chunks.parts * chunks.size, p.N); };
+      kernel(p, &norm, at(part), at(part + 1), stream);
+    }
+  });
+
+  const double share = 1 / static_cast<double>(call.steps.B * call.steps.S * (rows == 1 ? p.T : 1));
+  each_row([&](int64_t t, const float* of) {
+    double* const of_bias = sums + t * C;
+    double* const of_weight = sums + (rows + t) * C;
+    for (int64_t c = 0; c < C; ++c) {
+      of_bias[c] = of_weight[c] = 0;
+      for (int64_t part = 0; part < chunks.parts; ++part) {
+        const double* const own = partial.data() + part * each + t * 2 * C;
+        of_bias[c] += own[c];
+        of_weight[c] += own[C + c];
+      }
+      of_weight[c] *= static_cast<double>(of[c * kNormNumbers + 3]);
+    }
+    table.set(t, NormedGradients::kConstant, [&](int64_t c) { return of_bias[c] * share; });
+    table.set(t, NormedGradients::kSlope, [&](int64_t c) { return of_weight[c] * of[c * kNormNumbers + 3] * share; });
+  });
+  if (needs_first) {
+    const float* const each_neuron = first_gradients->data();
+    const Channels channels = call.steps.channels();
+    std::fill(of_first, of_first + C, 0.0);
+    for (int64_t i = 0; i < p.N; ++i) of_first[i / channels.inner % C] += static_cast<double>(each_neuron[i]);
+  }
+  if (p.grad_x == nullptr) return tensors.outputs;
+  const int64_t pieces = (p.N + kPart - 1) / kPart;
+  cpu::in_parallel(0, p.T * pieces, cpu::kNormGrain / std::min(kPart, p.N) + 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t from = i % pieces * kPart;
+      write(through, i / pieces, from, std::min(from + kPart, p.N));
+    }
+  });
+  return tensors.outputs;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
+  m.impl("norm_statistics", SNN_BOX(statistics));
+  m.impl("leaky_norm_forward", SNN_BOX(forward<Leaky>));
+  m.impl("leaky_norm_backward", SNN_BOX(backward<Leaky>));
+  m.impl("ifnode_norm_forward", SNN_BOX(forward<IFNode>));
+  m.impl("ifnode_norm_backward", SNN_BOX(backward<IFNode>));
+}
+
+}  // namespace snnfast

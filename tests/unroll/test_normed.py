@@ -1,0 +1,397 @@
+"""Batch normalisation in training and the neurons behind it in one, by the kernels of the CPU."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
+from norm_checks import DTYPES, NODES, Shape, check, images, leaky, net_of, norm_of
+from torch import Tensor, nn
+
+import snnfast
+from snnfast import MultiStep, surrogate
+from snnfast._core import ops
+from snnfast._unroll import normed
+
+pytestmark = pytest.mark.needs_extension
+
+# Of a step, [B, C, *]: whole vectors, or not; one channel, one sample, one value of each sample; images of several
+# chunks of neurons; more channels than a chunk; few channels, of which a row of lanes has several samples.
+SHAPES: dict[str, Shape] = {
+    "vectors": (3, 8, 4, 4), "of pixels": (5, 4, 3, 3), "odd": (7, 5, 3, 3), "channel": (2, 1, 6, 7),
+    "sample": (1, 3, 8), "values": (9, 6), "tall": (3, 2, 40, 50), "wide": (2, 1300, 3), "volume": (2, 4, 2, 2, 2),
+    "chunks": (20, 20, 10, 10), "rows": (70, 33, 5, 5),
+}  # fmt: skip
+LAYOUTS = ("usual", "channels_last")
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One for each call that was of both in one."""
+    found: list[None] = []
+    unroll = normed._unroll
+    monkeypatch.setattr(normed, "_unroll", lambda *given: (found.append(None), unroll(*given))[1])
+    return found
+
+
+def apart(norm: nn.Module, neurons: nn.Module, over_time: bool = False) -> MultiStep:
+    """The two with a layer between them."""
+    return MultiStep(norm, nn.Identity(), neurons, nn.Identity(), batch_norm_over_time=over_time)
+
+
+def results(make: Any, x: Tensor, norm: nn.Module, neurons: Any, over_time: bool = False) -> tuple[Any, list[Tensor]]:
+    """The spikes and the running averages; and the gradients of the input and of all parameters."""
+    norm, x = copy.deepcopy(norm), x.detach().requires_grad_()
+    net = make(norm, neurons, over_time)
+    spk = net(x)
+    grad = torch.randn(spk.shape, generator=torch.Generator().manual_seed(2)).to(spk.dtype)
+    return [spk, *norm.buffers()], list(torch.autograd.grad(spk, [x, *net.parameters()], grad))
+
+
+def assert_as_apart(
+    x: Tensor, neurons: Callable[[], nn.Module] = leaky, over_time: bool = False, **options: Any
+) -> None:
+    """Not a bit of the spikes and the averages differs, and the gradients are the same to rounding."""
+    norm = norm_of(x, **options)
+    found, grads = results(net_of, x, norm, neurons(), over_time)
+    wanted, others = results(apart, x, norm, neurons(), over_time)
+    assert_all_bits_equal(found, wanted)
+    for a, b in zip(grads, others, strict=True):
+        assert_close(a, b, {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}[x.dtype], scale=1.0)
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_no_spike_differs_from_the_two_by_themselves(
+    shape: Shape, layout: str, isa: str, calls: list[None], stream_bytes: Any
+) -> None:
+    for steps, least in ((1, 1 << 60), (6, 1 << 60), (6, 0), (16, 0)):  # also written past the caches
+        stream_bytes(least)
+        assert_as_apart(images(steps, shape, layout=layout))
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_gradients_are_those_of_float64(shape: Shape, layout: str, isa: str, calls: list[None]) -> None:
+    x = images(5, shape, layout=layout)
+    check(x, norm_of(x))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_of_any_number_of_steps(layout: str, dtype: torch.dtype, calls: list[None]) -> None:
+    """With more than 16, the states before every 16th are kept."""
+    counts = (1, 2, 3, 4, 5, 16, 17, 32, 33, 50)
+    for steps in counts:
+        x = images(steps, (3, 12, 6, 5), dtype, layout)
+        assert_as_apart(x)
+        check(x, norm_of(x))
+    assert len(calls) == 2 * len(counts)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_spikingjellys_nodes(name: str, isa: str, calls: list[None]) -> None:
+    for shape, layout in (((20, 12, 9, 7), "usual"), ((9, 12, 9, 7), "channels_last"), ((30, 40), "usual")):
+        x = images(6, shape, layout=layout)
+        check(x, norm_of(x), neurons=NODES[name]())
+    assert len(calls) == 3
+
+
+NEURONS: dict[str, Callable[[], nn.Module]] = {
+    "reset to zero": lambda: leaky(reset_mechanism="zero"),
+    "no reset": lambda: leaky(reset_mechanism="none"),
+    "fast sigmoid": lambda: leaky(spike_grad=surrogate.fast_sigmoid()),
+    "sigmoid": lambda: leaky(spike_grad=surrogate.sigmoid()),
+    "straight through": lambda: leaky(spike_grad=surrogate.straight_through_estimator()),
+    "a steep surrogate": lambda: leaky(spike_grad=surrogate.atan(1e6)),
+    "graded spikes": lambda: leaky(graded_spikes_factor=2.5),
+}
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_other_resets_and_surrogates(name: str, calls: list[None]) -> None:
+    for layout in LAYOUTS:
+        assert_as_apart(images(18, (3, 8, 5, 4), layout=layout), NEURONS[name])
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.1}], ids=str
+)
+def test_every_option_of_the_normalisation(options: dict[str, Any], calls: list[None]) -> None:
+    assert_as_apart(images(4, (3, 4, 4, 4)), **options)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_statistics_of_all_steps(layout: str, calls: list[None]) -> None:
+    x = images(4, (16, 24, 10, 10), layout=layout)
+    assert_as_apart(x, over_time=True)
+    check(x, norm_of(x), over_time=True)
+    assert len(calls) == 2
+    assert_as_apart(images(4, (3, 4, 4, 4), layout=layout), over_time=True)
+    assert len(calls) == 2  # of few elements, PyTorch makes them
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_numbers_that_are_none_stay_in_their_channel(value: float) -> None:
+    for layout in LAYOUTS:
+        x = images(4, (3, 4, 4, 4), layout=layout)
+        norm = norm_of(x)
+        clean, _ = results(net_of, x, norm, leaky())
+        x[2, 1, 3, 0, 0] = value
+        found, grads = results(net_of, x, norm, leaky())
+        wanted, _ = results(apart, x, norm, leaky())
+        assert_bits_equal(found[0], wanted[0])
+        assert_bits_equal(found[0][:, :, :3], clean[0][:, :, :3])
+        assert not grads[0][:, :, :3].isnan().any()
+        assert [g.isnan().tolist() for g in grads[1:]] == [[False, False, False, True]] * 2
+
+
+def test_no_bit_depends_on_threads_or_the_instruction_set(isa: str) -> None:
+    for shape, layout, steps in (
+        ((40, 20, 12, 12), "channels_last", 6), ((40, 20, 12, 12), "usual", 6), ((90, 33, 5, 5), "channels_last", 3),
+        ((300, 700), "usual", 5), ((7, 3, 40, 37), "usual", 20), ((64, 3, 20, 20), "channels_last", 2),
+    ):  # fmt: skip
+        x, every = images(steps, shape, layout=layout), []
+        for threads, used in ((1, ops.extension.isa_available()[0]), (1, isa), (2, isa), (5, isa)):
+            torch.set_num_threads(threads)
+            ops.extension.set_isa(used)
+            found, grads = results(net_of, x, norm_of(x), leaky())
+            every.append([*found, *grads])
+        for again in every[1:]:
+            assert_all_bits_equal(again, every[0])
+
+
+def test_inputs_and_gradients_in_any_order_of_memory(calls: list[None]) -> None:
+    x = images(4, (3, 8, 6, 4))
+    misaligned = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+    by_batch = x.transpose(0, 1).contiguous().transpose(0, 1)
+    for other in (misaligned, by_batch, x.mT.contiguous().mT, x.repeat_interleave(2, -1)[..., ::2], x[:, 1:]):
+        assert_as_apart(other)
+    norm, found = norm_of(x), []
+    for net in (net_of(norm, leaky()), apart(norm, leaky())):
+        spk = net(x.requires_grad_())
+        grad = torch.arange(4.0).expand(x.shape)  # of a sum
+        found.append(torch.autograd.grad(spk, [x, *norm.parameters()], grad))
+    assert_all_close(found[0], found[1], 5e-6)
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize("steps", [4, 20])
+def test_states_go_in_and_come_out(steps: int, calls: list[None]) -> None:
+    for layout in LAYOUTS:
+        x, norm = images(steps, (3, 12, 5, 5), layout=layout).requires_grad_(), norm_of(torch.zeros(4, 2, 12, 2, 2))
+        state, weights, found = torch.rand(x.shape[1:]).requires_grad_(), torch.randn(x.shape[1:]), []
+        for make in (net_of, apart):
+            spk, (last,) = make(norm, leaky())(x, states=[state], return_states=True)
+            wanted = [x, state, *norm.parameters()]
+            for outputs, grads in (
+                ([spk], [weights.expand_as(spk)]),
+                ([last], [weights]),
+                ([spk, last], [spk.detach(), weights]),
+            ):
+                found.append([spk, last, *torch.autograd.grad(outputs, wanted, grads, retain_graph=True)])
+        for a, b in zip(found[:3], found[3:], strict=True):
+            assert_all_bits_equal(a[:2], b[:2])
+            assert_all_close(a[2:], b[2:], 1e-5)
+    assert len(calls) == 2
+
+
+def test_a_second_derivative_is_that_of_the_definition(calls: list[None]) -> None:
+    x, state = images(3, (4, 4, 3)).requires_grad_(), torch.rand(4, 4, 3).requires_grad_()
+    norm, found = norm_of(x), []
+    wanted = [x, state, *norm.parameters()]
+    how = normed._How(ops.NEURONS["leaky"], leaky()._options(), norm.eps, False, True)
+    for make in (
+        lambda: net_of(norm, leaky())(x, states=[state], return_states=True),
+        lambda: normed.reference(how, x, norm.weight, norm.bias, state, leaky()._values()),
+    ):
+        spk, last = make()
+        last = last[0] if isinstance(last, list) else last
+        first = torch.autograd.grad(spk.square().sum() + last.square().sum(), wanted, create_graph=True)
+        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), wanted)])
+    assert_all_close(found[0], found[1], 1e-5)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight", "bias", "both", "all but x"])
+def test_what_asks_for_no_gradient_changes_no_other(frozen: str, calls: list[None]) -> None:
+    x, norm = images(4, (3, 12, 5, 5)), norm_of(torch.zeros(4, 2, 12, 2, 2))
+    grad, found = torch.randn(x.shape), []
+    for asks in (lambda name: True, lambda name: name not in {"x": "x", "both": "weight bias"}.get(frozen, frozen)):
+        if frozen == "all but x":
+            asks = (lambda name: True) if not found else (lambda name: name == "x")
+        of = {"x": x.detach(), "weight": norm.weight, "bias": norm.bias}
+        for name, t in of.items():
+            t.requires_grad_(asks(name))
+        spk = net_of(norm, leaky())(of["x"])
+        wanted = [t for t in of.values() if t.requires_grad]
+        found.append(dict(zip([n for n in of if asks(n)], torch.autograd.grad(spk, wanted, grad), strict=True)))
+    assert 0 < len(found[1]) < 3
+    for name, g in found[1].items():
+        assert_bits_equal(g, found[0][name])
+    assert len(calls) == 2
+
+
+def test_backward_holds_the_input_alone(calls: list[None]) -> None:
+    """Not what is normalised, nor a membrane; with many steps, the states before every 16th."""
+
+    def held(make: Any, x: Tensor, norm: nn.Module) -> int:
+        storages = {}
+
+        def pack(t: Tensor) -> Tensor:
+            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            spk = make(norm, leaky())(x)
+        spk.sum().backward()
+        return sum(storages.values())
+
+    for steps, more in ((8, 0.0), (32, 1 / 32)):
+        x = images(steps, (8, 16, 12, 12)).requires_grad_()
+        norm, size = norm_of(x), x.numel() * x.element_size()
+        assert held(net_of, x, norm) == pytest.approx(size * (1 + more), rel=0.01)
+        assert held(apart, x, norm) == pytest.approx(size * (2 + more), rel=0.01)
+    assert len(calls) == 2
+
+
+def test_without_gradients_nothing_is_kept(calls: list[None]) -> None:
+    x, norm = images(20, (3, 4, 4, 4)), norm_of(torch.zeros(4, 2, 4, 2, 2))
+    with torch.no_grad():
+        spk = net_of(norm, leaky())(x)
+        assert_bits_equal(spk, apart(norm, leaky())(x))
+    assert spk.grad_fn is None
+    assert len(calls) == 1
+
+
+# ---- which calls
+
+
+APART: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Any]]] = {
+    "learned beta": (lambda: leaky(learn_beta=True), MultiStep.__call__),
+    "learned threshold": (lambda: leaky(learn_threshold=True), MultiStep.__call__),
+    "beta of each neuron": (lambda: leaky(beta=torch.linspace(0.5, 0.9, 4)), MultiStep.__call__),
+    "immediate reset": (lambda: leaky(reset_delay=False), MultiStep.__call__),
+    "another neuron": (lambda: snnfast.Synaptic(0.9, 0.8), MultiStep.__call__),
+    "no steps": (leaky, lambda net, x: net(x[:0])),
+    "constant": (leaky, lambda net, x: net(x[0], num_steps=4)),
+    "expanded": (leaky, lambda net, x: net(x[:1].expand(4, *x.shape[1:]))),
+    "lengths": (leaky, lambda net, x: net(x, lengths=torch.tensor([2, 4, 1]))),
+    "evaluation": (leaky, lambda net, x: net.eval()(x)),
+    "float64": (leaky, lambda net, x: net.double()(x.double())),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_what_does_not_fit_runs_one_by_one(name: str, calls: list[None]) -> None:
+    make, call = APART[name]
+    x = images(4, (3, 4, 4, 4))
+    call(net_of(norm_of(x), make()), x)
+    assert not calls
+
+
+def test_a_norm_that_others_may_see_runs_by_itself(calls: list[None]) -> None:
+    class Own(nn.BatchNorm2d):
+        pass
+
+    x, hooked, seen = images(4, (3, 4, 4, 4)), nn.BatchNorm2d(4), []
+    hooked.register_forward_hook(lambda *args: seen.append(args))
+    for norm in (Own(4), hooked):
+        net_of(norm, leaky())(x)
+    assert len(seen) == 4  # a call for each step
+    MultiStep(nn.BatchNorm2d(4), leaky())(x)  # whose membranes are a result
+    with snnfast.use_backend("reference"):
+        net_of(nn.BatchNorm2d(4), leaky())(x)
+    assert not calls
+
+
+def test_a_linear_layer_behind_the_neurons_takes_their_spikes_as_bits(calls: list[None]) -> None:
+    x = images(4, (60, 256))
+    net = MultiStep(norm_of(x), leaky(), nn.Linear(256, 10), nn.Identity())
+    found = net(x)
+    assert not calls
+    assert_close(found, net[2](net_of(norm_of(x), leaky())(x)), 1e-6)
+    assert calls
+
+
+def test_a_wrong_shape_is_pytorchs_error() -> None:
+    with pytest.raises(ValueError, match="expected 4D input"):
+        net_of(nn.BatchNorm2d(4), leaky())(torch.rand(4, 3, 4, 5))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        net_of(nn.BatchNorm1d(4), leaky())(torch.rand(4, 1, 4))
+
+
+def test_the_ops_check_their_tensors() -> None:
+    x, parameters = images(20, (3, 4, 4, 4)), [torch.tensor(n) for n in (0.9, 1.0, 1.0)]
+    numbers, _ = ops.norm_ops.norm_statistics(x, None, None, 1e-5, False)
+    spk, rows = ops.norm_ops.leaky_norm_forward(x, numbers, None, parameters, 0, False, True)
+    assert rows.shape == (1, *x.shape[1:])
+    forward, backward = ops.norm_ops.leaky_norm_forward, ops.norm_ops.leaky_norm_backward
+    rest = (numbers, None, parameters, 0, 0, 2.0, 0.0, False, True, False)
+    for call, message in (
+        (lambda: forward(x.double(), numbers, None, parameters, 0, False, False), "x: expected float32"),
+        (lambda: forward(x[:0], numbers, None, parameters, 0, False, False), "not empty"),
+        (lambda: forward(x, numbers[:3], None, parameters, 0, False, False), "numbers: expected"),
+        (lambda: forward(x, numbers, x, parameters, 0, False, False), "mem: wrong shape"),
+        (lambda: forward(x, numbers, None, parameters[:2], 0, False, False), "parameters: not those of leaky"),
+        (lambda: forward(x, numbers, None, parameters, 3, False, False), "reset: unknown"),
+        (lambda: forward(x.transpose(1, 3), numbers, None, parameters, 0, False, False), "usual or in channels_last"),
+        (lambda: backward(spk, None, x, None, *rest), "rows: expected with more than 16 steps"),
+        (lambda: backward(spk, None, x, rows[0], *rest), "rows: wrong shape"),
+        (lambda: backward(spk[1:], None, x, rows, *rest), "grad: wrong shape"),
+        (lambda: backward(spk, None, x, rows, *rest[:4], 99, *rest[5:]), "surrogate: unknown"),
+        (lambda: backward(spk, None, x, rows, *rest[:7], True, *rest[8:]), "beta: has no gradient here"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+# ---- in a compiled loop
+
+
+class Loop(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm, self.lif1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), norm, leaky()
+        self.pool, self.fc, self.lif2 = nn.MaxPool2d(2), nn.Linear(16 * 16, 3), leaky()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2, spk_rec = self.lif1.reset_mem(), self.lif2.reset_mem(), []
+        for step in x:
+            spk, mem1 = self.lif1(self.norm(self.conv(step)), mem1)
+            spk, mem2 = self.lif2(self.fc(self.pool(spk).flatten(1)), mem2)
+            spk_rec.append(spk)
+        return torch.stack(spk_rec)
+
+
+@pytest.mark.parametrize(
+    "by", [snnfast.compile, lambda net: torch.compile(net, backend="snnfast")], ids=["recorded", "traced"]
+)
+def test_a_compiled_loop(by: Any, calls: list[None]) -> None:
+    torch._dynamo.reset()
+    x = torch.rand(4, 2, 3, 8, 8)
+    norm = norm_of(torch.zeros(4, 2, 16, 8, 8))
+    net = Loop(norm)
+    layers = (net.conv, norm, net.lif1, net.pool, nn.Flatten(), net.fc, net.lif2)
+    over_time = MultiStep(*(copy.deepcopy(m) for m in layers))
+    compiled = by(net)
+    for _ in range(2):
+        compiled(x), over_time(x)
+    calls.clear()
+    spk = compiled(x)
+    assert len(calls) == 1
+    wanted, _ = over_time(x)
+    assert len(calls) == 2
+    assert_bits_equal(spk, wanted)
+    assert_all_bits_equal(norm.buffers(), over_time[1].buffers())
+    grads = [torch.autograd.grad(s.square().sum(), list(m.parameters())) for s, m in ((spk, net), (wanted, over_time))]
+    assert_all_close(grads[0], grads[1], 1e-5)
