@@ -60,7 +60,12 @@ def main() -> None:
     )
     parser.add_argument("machines", nargs="*", metavar="TAG", help=f"some of {', '.join(PLATFORMS)}; default: all")
     parser.add_argument("--torch", default=wheel.OLDEST_TORCH, help="the PyTorch that runs; default: %(default)s")
-    parser.add_argument("--tests", nargs="+", metavar="ARGUMENT", help="tests, and arguments of pytest, instead of all")
+    parser.add_argument(
+        "--tests",
+        nargs=argparse.REMAINDER,
+        metavar="ARGUMENT",
+        help="the rest: arguments of pytest, instead of all tests",
+    )
     arguments = parser.parse_args()
     failed = []
     for tag in arguments.machines or PLATFORMS:
