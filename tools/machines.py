@@ -41,6 +41,8 @@ PROMISES = (
     "unroll/test_lengths.py", "program/test_program.py", "program/test_between.py", "spikes/test_linear.py",
     "images/test_batch_norm.py", "images/test_image_kernels.py", "compiler/test_loop.py",
 )  # fmt: skip
+# Arguments of pytest where tests take long. Under qemu one takes about a second.
+SHARES = {"linux_aarch64": ["--share", "3", "-k", "not avx"]}
 # Tests that an emulator can't run, and why.
 CANNOT_RUN: dict[str, dict[str, str]] = {
     "linux_aarch64": {
@@ -102,11 +104,13 @@ def try_machine(tag: str, folder: Path, torch: str, tests: list[str] | None) -> 
     path = (";" if tag == "win_amd64" else ":").join(map(str, (site, ROOT, ROOT / "tests")))
     variables |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": path, "SNNFAST_REQUIRE_EXT": "1", "OMP_NUM_THREADS": "2"}
     variables["PYTHONDONTWRITEBYTECODE"] = ""  # under qemu, most of an import is compiling
-    chosen = tests or [*(f"tests/{name}" for name in PROMISES), "-m", SELECTED]
+    variables["OMP_WAIT_POLICY"] = "passive"  # a thread that waits takes no time from the others
+    chosen = tests or [*(f"tests/{name}" for name in PROMISES), *SHARES.get(tag, ())]
     for test, reason in CANNOT_RUN[tag].items():
         print(f"left out: {test}: {reason}", flush=True)
     left_out = [word for test in CANNOT_RUN[tag] for word in ("--deselect", test)]
-    pytest = ["-m", "pytest", "-o", "pythonpath=", "-p", "no:cacheprovider", "-q", *left_out, *chosen]
+    plugins = ["-p", "no:cacheprovider", "-p", "tools.cases"]
+    pytest = ["-m", "pytest", "-o", "pythonpath=", "-q", *plugins, *left_out, "-m", SELECTED, *chosen]
     for part in (["-m", "snnfast"], pytest):
         if subprocess.run([*command, *part], cwd=ROOT, env=os.environ | variables, check=False).returncode != 0:
             return False
