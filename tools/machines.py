@@ -104,7 +104,6 @@ def try_machine(tag: str, folder: Path, torch: str, tests: list[str] | None) -> 
     path = (";" if tag == "win_amd64" else ":").join(map(str, (site, ROOT, ROOT / "tests")))
     variables |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": path, "SNNFAST_REQUIRE_EXT": "1", "OMP_NUM_THREADS": "2"}
     variables["PYTHONDONTWRITEBYTECODE"] = ""  # under qemu, most of an import is compiling
-    variables["OMP_WAIT_POLICY"] = "passive"  # a thread that waits takes no time from the others
     chosen = tests or [*(f"tests/{name}" for name in PROMISES), *SHARES.get(tag, ())]
     for test, reason in CANNOT_RUN[tag].items():
         print(f"left out: {test}: {reason}", flush=True)
@@ -124,7 +123,7 @@ def under_qemu(folder: Path, site: Path) -> tuple[list[str], dict[str, str]]:
     root = unpack(("python3", "libstdc++6", "libgomp1"), "arm64", WORK / "arm64")
     if not (root / "lib").exists():
         (root / "lib").symlink_to("usr/lib")
-    libraries = ":".join(map(str, (site / "torch/lib", stubs.cuda(site / "torch/lib", folder / "stubs"))))
+    libraries = ":".join(map(str, (site / "torch/lib", stubs.cuda(site / "torch/lib", site / "stubs"))))
     # Processes that tests start call this script as their Python: Linux can't run what is for another processor.
     python = folder / "python"
     emulated = [str(qemu), "-L", str(root), "-E", f"LD_LIBRARY_PATH={libraries}", str(root / "usr/bin/python3")]
