@@ -21,15 +21,16 @@ def fresh(code: str, folder: Path | None = None, **variables: str) -> str:
     if sys.platform != "win32":
         context.set_forkserver_preload(["torch"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_run, code, str(folder or ROOT), variables).result(timeout=300)
+        return pool.submit(_run, code, folder, variables).result(timeout=300)
 
 
-def _run(code: str, folder: str, variables: dict[str, str]) -> str:
+def _run(code: str, folder: Path | None, variables: dict[str, str]) -> str:
     for name in [name for name in os.environ if name.startswith("SNNFAST_")]:
         del os.environ[name]
     os.environ.update(variables)
-    os.chdir(folder)
-    sys.path.insert(0, folder)
+    os.chdir(folder or ROOT)
+    if folder is not None:
+        sys.path.insert(0, str(folder))
     assert not any(name.partition(".")[0] in ("snnfast", "snntorch") for name in sys.modules)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), warnings.catch_warnings():

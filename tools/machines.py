@@ -41,6 +41,8 @@ PROMISES = (
     "unroll/test_lengths.py", "program/test_program.py", "program/test_between.py", "spikes/test_linear.py",
     "images/test_batch_norm.py", "images/test_image_kernels.py", "compiler/test_loop.py",
 )  # fmt: skip
+# Arguments of pytest where tests take long. Under qemu one takes about a second.
+SHARES = {"linux_aarch64": ["--share", "3", "-k", "not avx"]}
 # Tests that an emulator can't run, and why.
 CANNOT_RUN: dict[str, dict[str, str]] = {
     "linux_aarch64": {
@@ -60,7 +62,12 @@ def main() -> None:
     )
     parser.add_argument("machines", nargs="*", metavar="TAG", help=f"some of {', '.join(PLATFORMS)}; default: all")
     parser.add_argument("--torch", default=wheel.OLDEST_TORCH, help="the PyTorch that runs; default: %(default)s")
-    parser.add_argument("--tests", nargs="+", metavar="ARGUMENT", help="tests, and arguments of pytest, instead of all")
+    parser.add_argument(
+        "--tests",
+        nargs=argparse.REMAINDER,
+        metavar="ARGUMENT",
+        help="the rest: arguments of pytest, instead of all tests",
+    )
     arguments = parser.parse_args()
     failed = []
     for tag in arguments.machines or PLATFORMS:
@@ -97,11 +104,12 @@ def try_machine(tag: str, folder: Path, torch: str, tests: list[str] | None) -> 
     path = (";" if tag == "win_amd64" else ":").join(map(str, (site, ROOT, ROOT / "tests")))
     variables |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": path, "SNNFAST_REQUIRE_EXT": "1", "OMP_NUM_THREADS": "2"}
     variables["PYTHONDONTWRITEBYTECODE"] = ""  # under qemu, most of an import is compiling
-    chosen = tests or [*(f"tests/{name}" for name in PROMISES), "-m", SELECTED]
+    chosen = tests or [*(f"tests/{name}" for name in PROMISES), *SHARES.get(tag, ())]
     for test, reason in CANNOT_RUN[tag].items():
         print(f"left out: {test}: {reason}", flush=True)
     left_out = [word for test in CANNOT_RUN[tag] for word in ("--deselect", test)]
-    pytest = ["-m", "pytest", "-o", "pythonpath=", "-p", "no:cacheprovider", "-q", *left_out, *chosen]
+    plugins = ["-p", "no:cacheprovider", "-p", "tools.cases"]
+    pytest = ["-m", "pytest", "-o", "pythonpath=", "-q", *plugins, *left_out, "-m", SELECTED, *chosen]
     for part in (["-m", "snnfast"], pytest):
         if subprocess.run([*command, *part], cwd=ROOT, env=os.environ | variables, check=False).returncode != 0:
             return False
@@ -115,7 +123,7 @@ def under_qemu(folder: Path, site: Path) -> tuple[list[str], dict[str, str]]:
     root = unpack(("python3", "libstdc++6", "libgomp1"), "arm64", WORK / "arm64")
     if not (root / "lib").exists():
         (root / "lib").symlink_to("usr/lib")
-    libraries = ":".join(map(str, (site / "torch/lib", stubs.cuda(site / "torch/lib", folder / "stubs"))))
+    libraries = ":".join(map(str, (site / "torch/lib", stubs.cuda(site / "torch/lib", site / "stubs"))))
     # Processes that tests start call this script as their Python: Linux can't run what is for another processor.
     python = folder / "python"
     emulated = [str(qemu), "-L", str(root), "-E", f"LD_LIBRARY_PATH={libraries}", str(root / "usr/bin/python3")]

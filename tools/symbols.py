@@ -1,7 +1,8 @@
 """What a library needs of others, without running it: `python -m tools.symbols LIBRARY FOLDER`.
 
-Every symbol must be in PyTorch's libraries, which are in the folder, or come from a library of the system. This is the
-only check that a library for a system has which can't be run here.
+Every symbol must be in PyTorch's libraries, which are in the folder, or come from a library of the system. Those of
+PyTorch must be of its stable ABI. A library for macOS, which nothing here can run, has no other checks than this and
+that of what its loader reads.
 """
 
 import argparse
@@ -11,6 +12,8 @@ from pathlib import Path
 import lief
 
 TORCH_LIBRARIES = [lib.format(name) for name in ("torch_cpu", "c10") for lib in ("lib{}.so", "lib{}.dylib", "{}.dll")]
+# How the functions of PyTorch's stable ABI begin.
+STABLE = ("aoti_torch_", "torch_")
 # What every Linux, macOS and Windows 10 has.
 OF_SYSTEMS = {
     lief.Binary.FORMATS.ELF: ("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "ld-linux-"),
@@ -29,19 +32,45 @@ def main() -> None:
 
 
 def needed(library: Path, folder: Path) -> list[str]:
-    """A line for each library that is needed; exits where a symbol is found nowhere."""
+    """A line for each library that is needed; exits where a symbol is found nowhere, or is not of the stable ABI."""
     binary = read(library)
     torch = {path.name: exports(read(path)) for path in folder.iterdir() if path.name in TORCH_LIBRARIES}
-    lines, missing = [], []
+    lines, missing, unstable = [], [], []
     for name, symbols in sorted(imports(binary, torch).items()):
         lines.append(f"{library.name} needs {len(symbols)} symbols of {name}")
         if Path(name).name in torch:
             missing += sorted(symbols - torch[Path(name).name])
+            # On macOS an underscore precedes the name of each C function.
+            unstable += sorted(symbol for symbol in symbols if not symbol.removeprefix("_").startswith(STABLE))
         elif not name.startswith(OF_SYSTEMS[binary.format]):
             missing += sorted(symbols)
     if missing:
         sys.exit("\n".join([*lines, f"{library} needs what nothing has: {', '.join(missing)}"]))
+    if unstable:
+        sys.exit("\n".join([*lines, f"{library} needs what PyTorch may change: {', '.join(unstable)}"]))
     return lines
+
+
+def of_macos(library: Path, tag: str) -> list[str]:
+    """Lines of what the loader of macOS reads; exits where that is not right for a wheel with this tag."""
+    binary = read(library)
+    own = next(command.name for command in binary.libraries if command.command == lief.MachO.LoadCommand.TYPE.ID_DYLIB)
+    others = sorted(command.name for command in binary.libraries if command.name != own)
+    places = [command.path for command in binary.rpaths]
+    runs_on = "_".join(map(str, ("macosx", *binary.build_version.minos[:2], binary.header.cpu_type.name.lower())))
+    wrong = []
+    if runs_on != tag:
+        wrong.append(f"it is for {runs_on}, not for {tag}")
+    if own != f"@rpath/{library.name}":
+        wrong.append(f"its name is {own}")
+    known = (*(f"@rpath/{name}" for name in TORCH_LIBRARIES), *OF_SYSTEMS[binary.format])
+    wrong += [f"it loads {name}, which no other Mac has" for name in others if name not in known]
+    wrong += [f"it looks for libraries in {place}" for place in places if not place.startswith("@loader_path/")]
+    if not binary.has_code_signature:
+        wrong.append("it has no signature, without which no Mac with an ARM processor loads it")
+    if wrong:
+        sys.exit("\n".join(f"{library}: {line}" for line in wrong))
+    return [f"{library.name} is {own} for {runs_on}, signed; it loads {', '.join(others)}; @rpath: {', '.join(places)}"]
 
 
 def read(path: Path) -> lief.Binary:

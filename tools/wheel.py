@@ -70,9 +70,12 @@ def cross(tag: str) -> Path:
     packages = WORK / f"torch-{tag}"
     if not packages.exists():
         install([OLDEST_TORCH], packages, tag)
-    wheel = build({"SNNFAST_TARGET": tag, "SNNFAST_CUDA": "0", "PYTHONPATH": str(packages)})
-    for line in symbols.needed(library_in(wheel), packages / "torch/lib"):
-        print(line)
+    wheel = build({"SNNFAST_TARGET": tag, "SNNFAST_CUDA": "0", "LDFLAGS": "-s", "PYTHONPATH": str(packages)})
+    library = library_in(wheel)
+    lines = symbols.needed(library, packages / "torch/lib")
+    if tag.startswith("macosx"):
+        lines += symbols.of_macos(library, tag)
+    print("\n".join(lines))
     return repair(wheel) if tag.startswith("linux") else wheel
 
 

@@ -1,6 +1,7 @@
 """Reports: what became of a graph, in words."""
 
 import operator
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -110,7 +111,7 @@ def is_unconverted(gm: GraphModule) -> bool:
     return any(_NEURONS in trace and not any(_NEURONS + name in trace for name in _STAY) for trace in traces)
 
 
-_NEURONS = "/snntorch/_neurons/"
+_NEURONS = os.path.join(os.sep, "snntorch", "_neurons", "")
 UNCONVERTED = (
     "its layers are snnTorch's own; put them on snnfast's kernels with snnfast.compile(net), or with "
     "snnfast.snntorch.convert(net) before torch.compile"

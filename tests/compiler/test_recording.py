@@ -81,10 +81,21 @@ def same(function: Callable[..., Any], recorded: Callable[..., Any], *inputs: An
 # ---- one graph
 
 
+def mse_loss_takes_two_dtypes() -> bool:
+    x = torch.ones(2, requires_grad=True)
+    try:
+        torch.nn.functional.mse_loss(x, x.detach().double()).backward()
+    except RuntimeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.thorough) for name in programs]
 )
 def test_programs_do_what_their_loops_do_for_any_number_of_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "population" and not mse_loss_takes_two_dtypes():
+        pytest.skip("this PyTorch has no gradient of the mse_loss of a float32 and a float64 tensor")
     made: list[Recorded] = []
 
     def init(self: Recorded, *args: Any) -> None:

@@ -16,6 +16,10 @@ from snnfast._core import ops
 
 pytestmark = pytest.mark.needs_extension
 MIB = 1 << 20
+of_the_heap = pytest.mark.skipif(
+    "glibc" not in platform.libc_ver() or platform.machine() == "aarch64",
+    reason="PyTorch takes memory from glibc's heap on Linux, but for aarch64 from mimalloc",
+)
 
 # Training steps of varying shapes, three outputs of 2 to 24 MB in each; what it prints is read by the tests.
 VARYING = """
@@ -155,7 +159,7 @@ def test_an_output_that_does_not_fit_is_named_and_the_next_one_works(empty_pool)
     assert empty_pool.pool_idle_bytes() == 2 * MIB
 
 
-@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="asks for glibc's heap")
+@of_the_heap
 def test_pytorchs_own_tensors_of_a_repeated_step_find_their_memory_again() -> None:
     faults = run_python("""
 import resource
@@ -173,7 +177,7 @@ print(*(faults_of_a_step() for _ in range(2)))
     assert min(others[2:]) > first / 2
 
 
-@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="asks for glibc's heap")
+@of_the_heap
 def test_a_large_output_begins_on_a_huge_page_outside_of_the_heap() -> None:
     output = run_python("""
 def in_heap(tensor):

@@ -1,13 +1,15 @@
 """The lines of the program that make a call."""
 
 import linecache
+import os
 from types import FrameType
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 _INSIDE = nn.Module._call_impl.__code__
-_OURS = __file__.rpartition("/")[0]
+_NOT_THE_PROGRAMS = tuple(os.path.join(os.path.dirname(file), "") for file in (__file__, torch.__file__))  # folders
 
 
 class Lines(NamedTuple):
@@ -30,7 +32,7 @@ def lines_of(frame: FrameType | None) -> Lines:
         code = frame.f_code
         if code is _INSIDE:
             modules.append(f"module_{id(frame.f_locals['self'])}")
-        elif not code.co_filename.startswith(_OURS) and "/torch/" not in code.co_filename:
+        elif not code.co_filename.startswith(_NOT_THE_PROGRAMS):
             text = linecache.getline(code.co_filename, frame.f_lineno).strip()
             trace.append(f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n    {text}\n')
         frame = frame.f_back
