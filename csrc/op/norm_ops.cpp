@@ -10,6 +10,7 @@
 
 #include "../neurons/ifnode.h"
 #include "../neurons/leaky.h"
+#include "norm_steps.h"
 #include "tensors.h"
 
 namespace snnfast {
@@ -17,41 +18,15 @@ namespace snnfast {
 #if defined(SNN_CUDA)
 namespace {
 
-// Returns how the steps of x [T, B, C, *] lie in memory.
-Norm described(const Tensor& x, const Layout& layout, bool over_time) {
-  CudaBackend::check_device(x);
-  STD_TORCH_CHECK(x.dim() >= 3 && x.numel() > 0, "x: expected [T, B, C, *], not empty");
-  STD_TORCH_CHECK(layout.T <= kMostNormSteps && layout.N < std::numeric_limits<int>::max(), "x: too large");
-  STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, "x: expected float32, float16 or bfloat16");
+using Steps = NormSteps<CudaBackend>;
+
+// Describes the steps to the kernels.
+Norm described(const Steps& steps, bool over_time) {
+  STD_TORCH_CHECK(steps.layout.T <= kMostNormSteps && steps.layout.N < std::numeric_limits<int>::max(), "x: too large");
   Norm norm{};
-  norm.B = x.size(1), norm.C = x.size(2), norm.S = layout.N / (norm.B * norm.C);
-  norm.over_time = over_time;
-  // Whether the dimensions lie in their order, or with the channels innermost.
-  const auto lies = [&](bool channels_last) {
-    int64_t stride = channels_last ? norm.C : 1;
-    for (size_t d = layout.step.size(); d-- > 0;) {
-      if (channels_last && d == 1) continue;
-      if (layout.step[d] > 1 && layout.strides[d] != stride) return false;
-      stride *= layout.step[d];
-    }
-    return !channels_last || norm.C == 1 || layout.strides[1] == 1;
-  };
-  norm.channels_last = lies(true);
-  STD_TORCH_CHECK(norm.channels_last || lies(false), "x: expected steps in the usual or in channels_last order");
+  norm.B = steps.B, norm.C = steps.C, norm.S = steps.S;
+  norm.channels_last = steps.channels_last, norm.over_time = over_time;
   return norm;
-}
-
-Tensor made(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  const Shape shape(sizes);
-  return CudaBackend::empty(like, shape, contiguous_strides(shape), dtype);
-}
-
-// Returns the numbers of a float32 tensor of this size.
-const float* numbers_of(const Tensor& t, const char* name, const Tensor& x, int64_t size) {
-  STD_TORCH_CHECK(
-      t.device() == x.device() && t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == size, name,
-      ": expected contiguous float32 numbers of the channels on the device of x");
-  return static_cast<const float*>(t.const_data_ptr());
 }
 
 // Shares out the neurons of a call that has these rows; returns how many doubles its sums take.
@@ -70,18 +45,18 @@ void run(const Tensor& x, const char* name, Launch&& launch) {
 // variance [T, C]; both with one row over time.
 std::tuple<Tensor, Tensor> statistics(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
                                       bool over_time) {
-  const Layout layout(x, true, x.size(0), Time::kSequence);
-  OpTensors<CudaBackend> tensors(x, layout, x.scalar_type());
+  const Steps steps(x);
+  OpTensors<CudaBackend> tensors(x, steps.layout, x.scalar_type());
   Statistics p{};
   p.dtype = dtype_of(x, "x");
-  p.norm = described(x, layout, over_time);
-  p.T = layout.T, p.N = layout.N, p.eps = eps;
+  p.norm = described(steps, over_time);
+  p.T = steps.layout.T, p.N = steps.layout.N, p.eps = eps;
   p.x = tensors.read(x, "x", x.scalar_type(), p.T);
-  if (weight.has_value()) p.weight = numbers_of(*weight, "weight", x, p.norm.C);
-  if (bias.has_value()) p.bias = numbers_of(*bias, "bias", x, p.norm.C);
+  if (weight.has_value()) p.weight = steps.read(*weight, "weight", x, p.norm.C);
+  if (bias.has_value()) p.bias = steps.read(*bias, "bias", x, p.norm.C);
   const int64_t rows = p.norm.rows_of(p.T);
-  const Tensor numbers = made(x, {rows, p.norm.C, kNormNumbers}, ScalarType::Float);
-  const Tensor variance = made(x, {rows, p.norm.C}, ScalarType::Float);
+  const Tensor numbers = steps.make(x, {rows, p.norm.C, kNormNumbers}, ScalarType::Float);
+  const Tensor variance = steps.make(x, {rows, p.norm.C}, ScalarType::Float);
   p.numbers = static_cast<float*>(numbers.mutable_data_ptr());
   p.variance = static_cast<float*>(variance.mutable_data_ptr());
   p.norm.partial_sums = tensors.scratch(ScalarType::Double, plan(p, {p.x}));
@@ -91,16 +66,16 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x, const MaybeTensor& weight
 
 // What forward and backward have in common.
 template <typename Neuron, typename P>
-void describe(P& p, OpTensors<CudaBackend>& tensors, const Layout& layout, const Tensor& x, const Tensor& numbers,
+void describe(P& p, OpTensors<CudaBackend>& tensors, const Steps& steps, const Tensor& x, const Tensor& numbers,
               const MaybeTensor& state, const std::vector<Tensor>& parameters, int64_t reset) {
   static_assert(Neuron::kStates == 1);
   p.dtype = dtype_of(x, "x");
-  p.norm = described(x, layout, numbers.dim() == 3 && numbers.size(0) == 1);
+  p.norm = described(steps, numbers.dim() == 3 && numbers.size(0) == 1);
   p.rule = {static_cast<Reset>(reset), true};
   STD_TORCH_CHECK(norm_resets<Neuron>(p.rule.reset), "reset: ", Neuron::kName, " has no kernel behind a normalisation");
-  p.T = layout.T, p.N = layout.N;
+  p.T = steps.layout.T, p.N = steps.layout.N;
   p.x = tensors.read(x, "x", x.scalar_type(), p.T);
-  p.channels = numbers_of(numbers, "numbers", x, p.norm.rows_of(p.T) * p.norm.C * kNormNumbers);
+  p.channels = steps.read(numbers, "numbers", x, p.norm.rows_of(p.T) * p.norm.C * kNormNumbers);
   p.initial[0] = tensors.read_state(state, Neuron::kStateNames[0], 0, p.initial_repeats);
   STD_TORCH_CHECK(parameters.size() == Neuron::kParameters, "parameters: not those of ", Neuron::kName);
   for (size_t k = 0; k < parameters.size(); ++k) {
@@ -118,10 +93,10 @@ void describe(P& p, OpTensors<CudaBackend>& tensors, const Layout& layout, const
 template <typename Neuron>
 std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeTensor& state,
                             const std::vector<Tensor>& parameters, int64_t reset, bool last, bool) {
-  const Layout layout(x, true, x.size(0), Time::kSequence);
-  OpTensors<CudaBackend> tensors(x, layout, x.scalar_type());
+  const Steps steps(x);
+  OpTensors<CudaBackend> tensors(x, steps.layout, x.scalar_type());
   ForwardNorm<Neuron> p{};
-  describe<Neuron>(p, tensors, layout, x, numbers, state, parameters, reset);
+  describe<Neuron>(p, tensors, steps, x, numbers, state, parameters, reset);
   p.spk = tensors.make(x.scalar_type(), p.T);
   if (last) p.last[0] = tensors.make(tensors.opmath, kNoRows);
   plan(p, {p.x, p.spk, p.initial[0], p.last[0]});
@@ -138,10 +113,10 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
                              int64_t reset, int64_t surrogate, double p0, double p1, bool needs_first, bool needs_x,
                              bool needs_state) {
   STD_TORCH_CHECK(!rows.has_value(), "rows: only on the CPU");
-  const Layout layout(x, true, x.size(0), Time::kSequence);
-  OpTensors<CudaBackend> tensors(x, layout, x.scalar_type());
+  const Steps steps(x);
+  OpTensors<CudaBackend> tensors(x, steps.layout, x.scalar_type());
   BackwardNorm<Neuron> p{};
-  describe<Neuron>(p, tensors, layout, x, numbers, state, parameters, reset);
+  describe<Neuron>(p, tensors, steps, x, numbers, state, parameters, reset);
   p.surrogate = static_cast<SurrogateKind>(surrogate);
   p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
   STD_TORCH_CHECK(
@@ -151,10 +126,10 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
   p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
   p.grad_last[0] = tensors.read(grad_last, "gradient of a state", tensors.opmath, kNoRows);
   const int64_t lines = p.norm.rows_of(p.T);
-  tensors.outputs.push_back(made(x, {2, lines, p.norm.C}, ScalarType::Double));
+  tensors.outputs.push_back(steps.make(x, {2, lines, p.norm.C}, ScalarType::Double));
   p.sums = static_cast<double*>(tensors.outputs[0].mutable_data_ptr());
   if (needs_first) {
-    tensors.outputs.push_back(made(x, {p.norm.C}, ScalarType::Double));
+    tensors.outputs.push_back(steps.make(x, {p.norm.C}, ScalarType::Double));
     p.of_first = static_cast<double*>(tensors.outputs[1].mutable_data_ptr());
   }
   if (needs_x || needs_state) p.grad_x = tensors.make(x.scalar_type(), p.T);

@@ -11,6 +11,7 @@
 
 #include "../../neurons/ifnode.h"
 #include "../../neurons/leaky.h"
+#include "../../op/norm_steps.h"
 #include "../../op/tensors.h"
 #include "../memory/scratch.h"
 #include "run.h"
@@ -27,46 +28,10 @@ constexpr int64_t kMostParts = 64;    // of a backward pass; each has sums of it
 constexpr int64_t kPartSamples = 64;  // the least of a channel that a part has
 
 // How x [T, B, C, *] lies in memory.
-struct Steps {
-  Layout layout;
-  int64_t B, C, S;
-  bool channels_last;
-
-  explicit Steps(const Tensor& x) : layout(x, true, x.size(0), Time::kSequence) {
-    CpuBackend::check_device(x);
-    STD_TORCH_CHECK(x.dim() >= 3 && x.numel() > 0, "x: expected [T, B, C, *], not empty");
-    STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, "x: expected float32, float16 or bfloat16");
-    B = x.size(1), C = x.size(2), S = layout.N / (B * C);
-    channels_last = lies(true);
-    STD_TORCH_CHECK(channels_last || lies(false), "x: expected steps in the usual or in channels_last order");
-  }
-
+struct Steps : NormSteps<CpuBackend> {
+  using NormSteps::NormSteps;
   Channels channels() const { return {C, channels_last ? 1 : S}; }
-
- private:
-  // Whether the dimensions lie in their order, or with the channels innermost.
-  bool lies(bool last) const {
-    int64_t stride = last ? C : 1;
-    for (size_t d = layout.step.size(); d-- > 0;) {
-      if (last && d == 1) continue;
-      if (layout.step[d] > 1 && layout.strides[d] != stride) return false;
-      stride *= layout.step[d];
-    }
-    return !last || C == 1 || layout.strides[1] == 1;
-  }
 };
-
-Tensor made(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  const Shape shape(sizes);
-  return CpuBackend::empty(like, shape, contiguous_strides(shape), dtype);
-}
-
-// Returns the numbers of a float32 tensor of this size.
-const float* numbers_of(const Tensor& t, const char* name, int64_t size) {
-  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == size, name,
-                  ": expected contiguous float32 numbers of the channels on the CPU");
-  return static_cast<const float*>(t.const_data_ptr());
-}
 
 // Returns the scale, bias, mean and 1 / sqrt(variance + eps) of the channels at each step [T, C, 4], and their
 // variance [T, C]; both with one row over time.
@@ -80,10 +45,10 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x, const MaybeTensor& weight
   p.B = over_time ? steps.B * steps.layout.T : steps.B;
   p.C = steps.C, p.S = steps.S, p.channels_last = steps.channels_last, p.eps = eps;
   p.x = tensors.read(x, "x", x.scalar_type(), steps.layout.T);
-  if (weight.has_value()) p.weight = numbers_of(*weight, "weight", p.C);
-  if (bias.has_value()) p.bias = numbers_of(*bias, "bias", p.C);
-  const Tensor numbers = made(x, {p.T, p.C, kNormNumbers}, ScalarType::Float);
-  const Tensor variance = made(x, {p.T, p.C}, ScalarType::Float);
+  if (weight.has_value()) p.weight = steps.read(*weight, "weight", x, p.C);
+  if (bias.has_value()) p.bias = steps.read(*bias, "bias", x, p.C);
+  const Tensor numbers = steps.make(x, {p.T, p.C, kNormNumbers}, ScalarType::Float);
+  const Tensor variance = steps.make(x, {p.T, p.C}, ScalarType::Float);
   p.numbers = numbers.mutable_data_ptr();
   p.variance = variance.mutable_data_ptr();
   cpu::run(cpu::batch_norm().forward[static_cast<int>(p.dtype)], p);
@@ -126,7 +91,7 @@ struct Call {
       : steps(x),
         tensors(x, steps.layout, x.scalar_type()),
         rows(of_channels.dim() == 3 && of_channels.size(0) == 1 ? 1 : steps.layout.T),
-        numbers(numbers_of(of_channels, "numbers", rows * steps.C * kNormNumbers)),
+        numbers(steps.read(of_channels, "numbers", x, rows * steps.C * kNormNumbers)),
         table(steps.channels(), 3, rows),
         norm{table.numbers} {
     for (int64_t t = 0; t < rows; ++t) {
@@ -212,12 +177,12 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
   p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
   p.grad_last[0] = tensors.read(grad_last, "gradient of a state", tensors.opmath, kNoRows);
   const int64_t C = call.steps.C, rows = call.rows;
-  tensors.outputs.push_back(made(x, {2, rows, C}, ScalarType::Double));
+  tensors.outputs.push_back(call.steps.make(x, {2, rows, C}, ScalarType::Double));
   double* const sums = static_cast<double*>(tensors.outputs[0].mutable_data_ptr());
   std::optional<cpu::pool::Scratch<float>> first_gradients;
   double* of_first = nullptr;
   if (needs_first) {
-    tensors.outputs.push_back(made(x, {C}, ScalarType::Double));
+    tensors.outputs.push_back(call.steps.make(x, {C}, ScalarType::Double));
     of_first = static_cast<double*>(tensors.outputs[1].mutable_data_ptr());
     p.grad_parameters[0] = first_gradients.emplace(p.N).data();
   }
