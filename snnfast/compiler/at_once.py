@@ -25,23 +25,33 @@ __all__ = ["call", "pair"]
 
 
 def pair(net: nn.Module) -> None:
-    """Let every ``nn.Sequential`` inside a network be called by :func:`call`, as long as the network is compiled."""
+    """Let every ``nn.Sequential`` inside a network be called by :func:`call`, as long as the network is compiled.
+
+    One that is compiled by itself stays so.
+    """
     for module in net.modules():
-        if module is not net and type(module) is nn.Sequential:
-            module._compiled_call_impl = partial(_inside, weakref.ref(net), module)
+        if module is not net and type(module) is nn.Sequential and not _is_compiled(module):
+            # It must not hold itself: nothing would free its memory at once.
+            module._compiled_call_impl = partial(_inside, weakref.ref(net), weakref.ref(module))
 
 
-def _inside(compiled: Callable[[], Any], module: Any, *args: Any, **kwargs: Any) -> Any:
-    net = compiled()
-    of_module = module._call_impl if net is None or net._compiled_call_impl is None else partial(call, module)
-    return of_module(*args, **kwargs)
+def _is_compiled(module: Any) -> bool:
+    """Whether a module is compiled by itself, and not by :func:`pair`."""
+    impl = module._compiled_call_impl
+    return impl is not None and not (type(impl) is partial and impl.func is _inside)
+
+
+def _inside(of_net: Callable[[], Any], of_module: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+    net, module = of_net(), of_module()
+    is_compiled = net is not None and net._compiled_call_impl is not None
+    return call(module, *args, **kwargs) if is_compiled else module._call_impl(*args, **kwargs)
 
 
 def call(net: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a network. In a ``nn.Sequential`` without hooks, batch normalisations and nodes run as one."""
-    if is_compiling() or not _is_open(net) or len(args) != 1 or kwargs:
+    if is_compiling() or type(net) is not nn.Sequential or not is_only_called(net) or len(args) != 1 or kwargs:
         return net._call_impl(*args, **kwargs)
-    x, rest = args[0], list(net)
+    x, rest = args[0], list[Any](net)
     while rest:
         first = rest.pop(0)
         if _is_open(first):
@@ -57,11 +67,15 @@ def call(net: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _is_open(module: nn.Module) -> bool:
     """Whether a call of a module is nothing but calls of the modules in it, one after the other."""
-    return type(module) is nn.Sequential and is_only_called(module)
+    return type(module) is nn.Sequential and _is_only_called(module)
+
+
+def _is_only_called(module: nn.Module) -> bool:
+    return is_only_called(module) and not _is_compiled(module)
 
 
 def _reads_all_steps(node: nn.Module) -> bool:
-    if not isinstance(node, BaseNode) or node.step_mode != "m" or node.store_v_seq or not is_only_called(node):
+    if not isinstance(node, BaseNode) or node.step_mode != "m" or node.store_v_seq or not _is_only_called(node):
         return False
     kind = type(node)
     return kind.forward is BaseNode.forward and kind.multi_step_forward is BaseNode.multi_step_forward
@@ -77,7 +91,7 @@ class _Norm(NamedTuple):
 
 def _norm_in(module: Any) -> _Norm | None:
     """The batch normalisation that a layer is, or with which a container ends."""
-    if not is_only_called(module):
+    if not _is_only_called(module):
         return None
     if type(module) in layers.BATCH_NORMS and module.step_mode == "m":
         return _Norm(module, module, [])

@@ -37,8 +37,9 @@ def compile(net: Any, *, by: str | None = None, **options: Any) -> Any:
     number of steps.
 
     If nothing is gained, the network or function runs as it is from then on, and one warning says why. So does a part
-    of it that ``torch.compile`` can't trace, whatever error it raises. A network in SpikingJelly's step mode ``"m"`` that
-    runs as it is still runs each batch normalisation in training and the node behind it in a ``nn.Sequential`` as one.
+    of it that ``torch.compile`` can't trace, whatever error it raises. A network in SpikingJelly's step mode ``"m"``
+    that runs as it is still runs each batch normalisation in training and the node behind it in a ``nn.Sequential`` as
+    one.
 
     Args:
         net: A module with a loop over time in its ``forward``, or a function with one, such as a training step.

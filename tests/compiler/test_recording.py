@@ -776,8 +776,9 @@ class Checkpointed(nn.Module):
         return torch.stack(rec)
 
 
-def test_a_checkpoint_in_a_loop_computes_again(recwarn: pytest.WarningsRecorder) -> None:
-    net = Checkpointed(lambda block, x: checkpoint(block, x, use_reentrant=False))
+@pytest.mark.parametrize("preserve", [True, False], ids=["with random numbers", ""])
+def test_a_checkpoint_in_a_loop_computes_again(preserve: bool, recwarn: pytest.WarningsRecorder) -> None:
+    net = Checkpointed(lambda block, x: checkpoint(block, x, use_reentrant=False, preserve_rng_state=preserve))
     other = copy.deepcopy(net)
     compiled = snnfast.compile(net)
     for T in (6, 6, 6, 6, 8):

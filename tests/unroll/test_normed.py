@@ -1,6 +1,8 @@
 """Batch normalisation in training and the neurons behind it in one, by the kernels of the CPU."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,9 @@ import snnfast
 from snnfast import MultiStep, surrogate
 from snnfast._core import ops
 from snnfast._unroll import normed
+from snnfast.spikingjelly import functional
+from snnfast.spikingjelly import layer as jelly
+from snnfast.spikingjelly import neuron as spiking
 
 pytestmark = pytest.mark.needs_extension
 
@@ -395,3 +400,60 @@ def test_a_compiled_loop(by: Any, calls: list[None]) -> None:
     assert_all_bits_equal(norm.buffers(), over_time[1].buffers())
     grads = [torch.autograd.grad(s.square().sum(), list(m.parameters())) for s, m in ((spk, net), (wanted, over_time))]
     assert_all_close(grads[0], grads[1], 1e-5)
+
+
+class InStepModeM(nn.Module):
+    """A network of nodes that run all steps in one call, with one container in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(jelly.BatchNorm2d(4), spiking.LIFNode())
+        self.layers = nn.Sequential(jelly.BatchNorm2d(4), spiking.IFNode(v_reset=None), self.inner)
+        functional.set_step_mode(self, "m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing to compile")
+def test_a_compiled_network_in_step_mode_m(calls: list[None]) -> None:
+    net, x = InStepModeM(), 2 * images(4, (16, 4, 30, 30))
+    other = copy.deepcopy(net)
+    snnfast.compile(net)
+    (spk, wanted) = found = net(x), other(x)
+    assert len(calls) == 2
+    assert wanted.any()
+    assert_bits_equal(spk, wanted)
+    assert_all_bits_equal(net.buffers(), other.buffers())
+    grads = [
+        torch.autograd.grad(s.square().sum(), list(m.parameters())) for s, m in zip(found, (net, other), strict=True)
+    ]
+    assert_all_close(grads[0], grads[1], 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing to compile")
+@pytest.mark.parametrize("which", ["layers", "inner", "node"])
+def test_a_part_that_is_compiled_by_itself_stays_so(which: str, calls: list[None]) -> None:
+    net, x, graphs = InStepModeM(), 2 * images(4, (16, 4, 30, 30)), []
+    part = net.inner[1] if which == "node" else getattr(net, which)
+    torch._dynamo.reset()
+    part.compile(backend=lambda gm, _: graphs.append(gm) or gm.forward)
+    compiled = part._compiled_call_impl
+    snnfast.compile(net)(x)
+    assert part._compiled_call_impl is compiled
+    assert graphs
+    assert len(calls) == {"layers": 0, "inner": 1, "node": 1}[which]
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing to compile")
+def test_a_compiled_network_in_step_mode_m_is_freed_at_once() -> None:
+    net = snnfast.compile(InStepModeM())
+    net(torch.rand(4, 2, 4, 6, 6))
+    parts = [weakref.ref(module) for module in net.modules()]
+    gc.collect()
+    gc.disable()
+    try:
+        del net
+        assert not any(part() for part in parts)
+    finally:
+        gc.enable()

@@ -18,6 +18,7 @@ from torch.autograd.function import Function, FunctionMeta
 from torch.nn.parallel import distributed
 from torch.overrides import _pop_mode_temporarily
 from torch.utils import _pytree as pytree
+from torch.utils import checkpoint
 
 from snnfast._core.pytorch import current_recorder
 
@@ -114,12 +115,14 @@ _RUN_FIRST = (
         for name in ("cond", "while_loop")
         if hasattr(module, name)
     ),
+    *((checkpoint, name, True) for name in ("_make_saved_tensor",) if hasattr(checkpoint, name)),
     (distributed, "_find_tensors", False),
 )
 """Functions that need all calls before them to have run, and whether these run one by one, or by a plan as at the end.
 
-They are those of the random numbers, where transforms begin, what compiles a part of the program, what changes a tensor
-unseen, and what reads the graph of autograd: ``DistributedDataParallel`` looks there for parameters without use.
+They are those of the random numbers, where transforms begin, what compiles a part of the program, what changes or saves
+a tensor unseen, and what reads the graph of autograd: ``DistributedDataParallel`` looks there for parameters without
+use.
 """
 
 
