@@ -27,19 +27,20 @@ __all__ = ["call", "pair"]
 def pair(net: nn.Module) -> None:
     """Let every ``nn.Sequential`` inside a network be called by :func:`call`, as long as the network is compiled."""
     for module in net.modules():
-        if module is not net and type(module) is nn.Sequential:
-            module._compiled_call_impl = partial(_inside, weakref.ref(net), module)
+        if module is not net and type(module) is nn.Sequential and not _has_call_of_its_own(module):
+            module._compiled_call_impl = partial(_inside, weakref.ref(net), weakref.ref(module))
 
 
-def _inside(compiled: Callable[[], Any], module: Any, *args: Any, **kwargs: Any) -> Any:
-    net = compiled()
+def _inside(compiled: Callable[[], Any], called: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+    net, module = compiled(), called()
     of_module = module._call_impl if net is None or net._compiled_call_impl is None else partial(call, module)
     return of_module(*args, **kwargs)
 
 
 def call(net: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a network. In a ``nn.Sequential`` without hooks, batch normalisations and nodes run as one."""
-    if is_compiling() or not _is_open(net) or len(args) != 1 or kwargs:
+    is_open = type(net) is nn.Sequential and is_only_called(net)
+    if is_compiling() or not is_open or len(args) != 1 or kwargs:
         return net._call_impl(*args, **kwargs)
     x, rest = args[0], list(net)
     while rest:
@@ -57,11 +58,21 @@ def call(net: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _is_open(module: nn.Module) -> bool:
     """Whether a call of a module is nothing but calls of the modules in it, one after the other."""
-    return type(module) is nn.Sequential and is_only_called(module)
+    return type(module) is nn.Sequential and _is_plain(module)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return is_only_called(module) and not _has_call_of_its_own(module)
+
+
+def _has_call_of_its_own(module: nn.Module) -> bool:
+    """Whether a part of a network is compiled by itself, by ``Module.compile`` or :func:`snnfast.compile`."""
+    compiled = module._compiled_call_impl
+    return compiled is not None and getattr(compiled, "func", None) is not _inside
 
 
 def _reads_all_steps(node: nn.Module) -> bool:
-    if not isinstance(node, BaseNode) or node.step_mode != "m" or node.store_v_seq or not is_only_called(node):
+    if not isinstance(node, BaseNode) or node.step_mode != "m" or node.store_v_seq or not _is_plain(node):
         return False
     kind = type(node)
     return kind.forward is BaseNode.forward and kind.multi_step_forward is BaseNode.multi_step_forward
@@ -77,7 +88,7 @@ class _Norm(NamedTuple):
 
 def _norm_in(module: Any) -> _Norm | None:
     """The batch normalisation that a layer is, or with which a container ends."""
-    if not is_only_called(module):
+    if not _is_plain(module):
         return None
     if type(module) in layers.BATCH_NORMS and module.step_mode == "m":
         return _Norm(module, module, [])
