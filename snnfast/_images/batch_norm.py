@@ -184,7 +184,8 @@ def _update(
     # On the device alone: a number that the host brings or asks for is a copy, which waits and which no graph captures.
     dtype = ops.opmath_dtype(found.dtype)
     if isinstance(momentum, Tensor):
-        running.lerp_(found.mean(0).to(running.dtype), (steps / momentum.to(dtype)).to(running.dtype))
+        # Of a column of a table, PyTorch adds in another order.
+        running.lerp_(found.contiguous().mean(0).to(running.dtype), (steps / momentum.to(dtype)).to(running.dtype))
         return
     rest = (1 - momentum) ** steps
     if len(found) == 1:
@@ -246,8 +247,11 @@ def _channels(x: Tensor) -> Tensor:
 
 
 def _steps(y: Tensor, x: Tensor) -> Tensor:
-    """The reverse, in the shape and order of ``x``."""
-    return _like(y.view(y.shape[0], x.shape[0], x.shape[2], *y.shape[2:]).transpose(0, 1), x)
+    """The reverse, in the shape and order of ``x``. Its gradient comes back in the usual order.
+
+    Of one sample with other strides, PyTorch takes the one order for the other: the stride of the sample says which.
+    """
+    return _like(y.flatten().view(y.shape[0], x.shape[0], x.shape[2], *y.shape[2:]).transpose(0, 1), x)
 
 
 def _of_channels(parameter: Tensor | None, steps: int) -> Tensor | None:
@@ -296,7 +300,8 @@ def _backward_by_pytorch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As ``batch_norm_backward``, with a derivative."""
     T, C = x.shape[0], x.shape[2]
-    given = _channels(grad), _channels(x), _of_channels(weight, T), None, None
+    wide = None if weight is None else weight.to(mean.dtype)  # PyTorch wants one dtype of all numbers of a channel
+    given = _channels(grad), _channels(x), _of_channels(wide, T), None, None
     saved = mean.detach().flatten(), (variance.detach() + eps).rsqrt().flatten()  # their derivative is in PyTorch's
     of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(*given, *saved, True, eps, [True] * 3)
     return _steps(of_x, x), of_weight.view(T, C), of_bias.view(T, C)

@@ -228,6 +228,41 @@ def test_derivatives(layout: str) -> None:
         assert torch.autograd.gradcheck(call, (x, None, None))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("of_weight", [torch.float32, None], ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+def test_derivatives_in_half_precision(dtype: torch.dtype, of_weight: torch.dtype | None, affine: bool) -> None:
+    """A second derivative too, whatever the dtype of the weight."""
+
+    def found(layer: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+        x = (steps_of((5, 16), dtype=torch.bfloat16) / 4).to(dtype).requires_grad_()
+        of = [x, *layer.parameters()]
+        y = normalised(layer, x)  # type: ignore[arg-type]
+        first = torch.autograd.grad(y, of, y.detach().cos(), create_graph=True)
+        assert [g.dtype for g in first] == [t.dtype for t in of]
+        return [*first, *torch.autograd.grad(first[0].float().square().sum(), of[: 1 + affine])]
+
+    layer = layer_of((5, 16), affine=affine).to(dtype)
+    wanted = found(copy.deepcopy(layer).double(), torch.float64)
+    for a, b in zip(found(layer.to(of_weight or dtype), dtype), wanted, strict=True):
+        assert_close(a.double(), b.double(), 5e-2)
+
+
+@pytest.mark.parametrize("strides", [(33, 33, 1, 66, 33), (66, 66, 1, 66, 33), (198, 198, 6, 2, 1)], ids=str)
+def test_one_sample_in_any_order(strides: tuple[int, ...], backend: str) -> None:
+    """Its strides do not say whether it is in channels_last order."""
+    torch.manual_seed(0)
+    x, weights = torch.randn(2, 198).as_strided((2, 1, 1, 33, 3, 2), (198, *strides)).unbind()
+    layer = layer_of((1, 33, 3, 2))
+
+    def gradient(x: Tensor, weights: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(normalised(copy.deepcopy(layer), x), x, weights)[0]
+
+    usual = [t.clone(memory_format=torch.contiguous_format).view(198).view(t.shape) for t in (x, weights)]
+    assert_close(gradient(x, weights), gradient(*usual), 1e-5)
+
+
 @pytest.mark.needs_extension
 def test_a_second_derivative_of_one_channel_is_prepared() -> None:
     """Its weight has a stride of 0 over the steps, which PyTorch's backward pass does not look at."""

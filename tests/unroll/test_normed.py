@@ -131,8 +131,9 @@ def test_other_resets_and_surrogates(name: str, calls: list[None]) -> None:
     "options", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.1}], ids=str
 )
 def test_every_option_of_the_normalisation(options: dict[str, Any], calls: list[None]) -> None:
-    assert_as_apart(images(4, (3, 4, 4, 4)), **options)
-    assert len(calls) == 1
+    for x in (images(4, (3, 4, 4, 4)), images(31, (2, 16, 5, 8))):
+        assert_as_apart(x, **options)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
