@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 import snnfast
 from benchmarks.collection.comparison import TOLERANCES
-from snnfast.spikingjelly import functional, layer, neuron
+from snnfast.spikingjelly import functional, neuron
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 THOROUGH = pytest.mark.thorough
@@ -353,35 +353,6 @@ def test_nodes_that_run_all_steps_at_once_are_not_traced_unless_there_may_be_a_l
     functional.set_step_mode(by_tracing(switched), "s")
     with pytest.warns(UserWarning, match="runs as it is, without torch.compile: 1 step of ifnode"):
         switched(x[0])
-
-
-def at_once() -> nn.Sequential:
-    """A block in a network, whose nodes run all steps in one call."""
-    block = nn.Sequential(nn.Identity(), layer.BatchNorm2d(3, step_mode="m"))
-    return nn.Sequential(nn.Sequential(block, neuron.IFNode(step_mode="m")), nn.Identity())
-
-
-@pytest.mark.parametrize("part", ["0", "0.0", "0.0.1", "0.1"])
-def test_a_part_that_is_compiled_by_itself_stays_so_in_a_network_that_runs_as_it_is(part: str) -> None:
-    net, x, called = at_once(), torch.rand(4, 16, 3, 32, 32), mock.Mock(side_effect=lambda graph, inputs: graph)
-    net.get_submodule(part).compile(backend=called)
-    snnfast.compile(net)
-    with pytest.warns(UserWarning, match="runs as it is, without torch.compile"):
-        net(x)
-    assert called.called
-
-
-def test_the_parts_of_a_network_that_runs_as_it_is_are_freed_at_once() -> None:
-    net = snnfast.compile(at_once())
-    with pytest.warns(UserWarning, match="runs as it is, without torch.compile"):
-        net(torch.rand(3, 2, 3, 8, 8))
-    held = [weakref.ref(module) for module in net.modules()]
-    gc.disable()
-    try:
-        del net
-        assert not any(module() for module in held)
-    finally:
-        gc.enable()
 
 
 FUNCTIONS = {
