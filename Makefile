@@ -135,9 +135,9 @@ $(VENV)/.installed-%: constraints.txt pyproject.toml | $(VENV)/.built
 	@touch $@
 
 $(VENV)/.others: constraints.txt | $(VENV)/.installed-test
-	@echo "installing SpikingJelly and Norse"
+	@echo "installing SpikingJelly, Norse and NeuroBench"
 	@rm -rf $(OTHERS)
-	@$(PIP) --no-deps --target $(OTHERS) 'spikingjelly>=2.0.0' 'norse>=1.1.0' loguru
+	@$(PIP) --no-deps --target $(OTHERS) 'spikingjelly>=2.0.0' 'norse>=1.1.0' 'neurobench>=2.3.0' loguru
 	@touch $@
 
 $(VENV)/.disassemblers: constraints.txt | $(BIN)/python

@@ -193,3 +193,35 @@ def test_spikingjelly_counts_the_same() -> None:
     a = snnfast.activity(net, x)
     assert a.synops == counter.get_total() > 0
     assert a.macs == 0
+
+
+@pytest.mark.parametrize("analog", [False, True], ids=["spikes", "numbers"])
+def test_neurobench_counts_the_same(analog: bool) -> None:
+    layers = pytest.importorskip("neurobench.metrics.utils.layers", reason="NeuroBench is not installed")
+    net = snnfast.MultiStep(
+        nn.Conv2d(2, 4, 3, padding=0 if analog else 1, stride=2), snnfast.Leaky(0.9, threshold=0.3),
+        nn.Conv2d(4, 6, 3, groups=2), snnfast.Leaky(0.8, threshold=0.2),
+        nn.Flatten(), nn.Linear(24, 5), snnfast.Leaky(0.9), nn.Linear(5, 3),
+    )  # fmt: skip
+    # We count the products with the zeros of a padding among MACs, as PyTorch does, and NeuroBench does not.
+    x = torch.rand(5, 3, 2, 9, 9) + 0.1 if analog else (torch.rand(5, 3, 2, 7, 7) > 0.5).float()
+    counts = {True: 0, False: 0}
+
+    def count(module: nn.Module, args: Any) -> None:
+        number, of_spikes = layers.single_layer_MACs(args[0], module)
+        counts[of_spikes] += number
+
+    with torch.no_grad():
+        a = snnfast.activity(net, x)
+        states: dict[nn.Module, Any] = {}
+        for step in x:  # NeuroBench counts single steps
+            for module in net:
+                if isinstance(module, snnfast.Leaky):
+                    step, states[module] = module(step, states.get(module))
+                else:
+                    if isinstance(module, nn.Conv2d | nn.Linear):
+                        count(module, (step,))
+                    step = module(step)
+    assert (a.synops, a.macs) == (counts[True], counts[False])
+    assert a.synops > 0
+    assert (a.macs > 0) == analog
