@@ -29,12 +29,15 @@ class Membranes:
 
     @property
     def mean(self) -> float | None:
-        self.end_call()
-        return float(self._sum) / self._calls if self._calls else None
+        total, calls = self._with_this_call()
+        return float(total) / calls if calls else None
 
     def end_call(self) -> None:
-        if self._now is not None:
-            self._sum, self._calls, self._now = self._sum + self._now, self._calls + 1, None
+        """Enter the membranes of this call."""
+        (self._sum, self._calls), self._now = self._with_this_call(), None
+
+    def _with_this_call(self) -> tuple[Tensor | float, int]:
+        return (self._sum, self._calls) if self._now is None else (self._sum + self._now, self._calls + 1)
 
     def add(self, mem: Tensor, threshold: Any) -> None:
         """Take the membranes ``[B, *]`` after the last step of a call, or of a part of it: the last part counts."""
@@ -47,8 +50,9 @@ class Membranes:
         if not fits or bool((bound == 0).any()):  # a module by hand may turn it to fit
             return
         whole = bound.numel() == 1
-        mean = (mem.mean(dtype=torch.float32) / bound.reshape(())) if whole else (mem / bound).mean(dtype=torch.float32)
-        self._now = mean
+        self._now = (
+            mem.mean(dtype=torch.float32) / bound.reshape(()) if whole else (mem / bound).mean(dtype=torch.float32)
+        )
         samples = mem[: -(-len(mem) * _MOST // mem.numel())] if mem.dim() > 1 else mem
         distances = (samples - bound).reshape(-1)
         self.distances = distances[:: -(-distances.numel() // _MOST)].clone()
