@@ -249,15 +249,17 @@ class Form:
 
     def _check_views(self) -> None:
         """Tensors from outside, one for each step, are stacked. A view of one would be a view of the copy."""
-        stacked = {n for given in self.inputs if isinstance(given, list) for n in given}
-        for address in self._alive:
-            bases = [address]
-            for a in bases:
-                if a >= 0:
-                    aliases = self.kinds[a >> AT].aliases
-                    bases += [b for b, is_base in zip(self.leaves[a >> AT], aliases, strict=True) if is_base]
-                elif ~a in stacked:
-                    raise UnknownFormError("a view of a tensor of the caller, which is another one at each step")
+        stacked = {~n for given in self.inputs if isinstance(given, list) for n in given}
+        bases = list(self._alive) if stacked else []
+        known = set(bases)
+        for a in bases:
+            if a in stacked:
+                raise UnknownFormError("a view of a tensor of the caller, which is another one at each step")
+            if a >= 0:
+                leaves = zip(self.leaves[a >> AT], self.kinds[a >> AT].aliases, strict=True)
+                found = {b for b, is_base in leaves if is_base} - known
+                known |= found
+                bases += found
 
     # ---- where arguments come from
 
