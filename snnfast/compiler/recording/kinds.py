@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from snnfast.compiler.calls import storage_of, tensors_in
 from snnfast.compiler.recording.functions import Applied, read_from_outside
 from snnfast.compiler.recording.later import Later, Like, like_of
-from snnfast.compiler.recording.modes import entered
+from snnfast.compiler.recording.modes import NONE, entered
 
 
 class NeedsValueError(Exception):
@@ -163,17 +164,8 @@ class Kinds(dict[Any, Kind]):
     def fake(self, like: Like) -> Tensor:
         if self._mode is None:
             self._mode = FakeTensorMode()
-        with self._mode, torch.inference_mode(like.kind == "inference"):
-            made = torch.empty_strided(like.shape, like.stride, dtype=like.dtype, device=like.device)
-            if like.kind == "view":
-                made = made.as_strided(like.shape, like.stride)
-            if like.requires_grad:
-                made.requires_grad_()
-            if not like.is_leaf:
-                made = made.clone()
-                if made.stride() != like.stride:  # one with gaps
-                    made = made.as_strided(like.shape, like.stride)
-            return made
+        with self._mode:
+            return _without_values(like, like.device)
 
     def find(self, func: Any, args: Any, kwargs: Any, grad: bool, modes: Any, ambient: Any, holes: Any) -> Kind:
         """A new kind. ``holes`` says which argument is an index, and which numbers may differ from call to call.
@@ -182,7 +174,8 @@ class Kinds(dict[Any, Kind]):
             NeedsValueError: The result depends on values, or the function fails.
         """
         kind = Kind(func, grad, modes)
-        template = _Template(self.fake)
+        device = _device_of_moved(func, args, kwargs) if modes is None and ambient == NONE else None
+        template = _Template(self.fake if device is None else partial(_without_values, device=_META))
         at, numbers = holes
         kind.args = tuple([template.of(a, numbers if at in (None, i) else "") for i, a in enumerate(args)])
         kind.kwargs = {name: template.of(a, "") for name, a in kwargs.items()}
@@ -193,7 +186,8 @@ class Kinds(dict[Any, Kind]):
         versions = [_version(t) for t in fakes]
         draws = _Draws()  # type: ignore[no-untyped-call]
         try:
-            with quiet(), entered(grad, modes, ambient), self._mode or FakeTensorMode(), draws:
+            fake = contextlib.nullcontext() if device is not None else self._mode or FakeTensorMode()
+            with quiet(), entered(grad, modes, ambient), fake, draws:
                 found = func(*given, **named)
         except Exception as error:
             raise NeedsValueError(f"{getattr(func, '__name__', func)} raises {type(error).__name__}") from None
@@ -206,6 +200,8 @@ class Kinds(dict[Any, Kind]):
         if isinstance(func, Applied):
             func.computes &= not (any(kind.writes) or any(kind.aliases) or draws.any)
         self._describe(kind, found, given, named)
+        if device is not None:
+            kind.likes = tuple([like.but(device=device) for like in kind.likes])
         for t, like in zip(fakes, before, strict=True):
             try:
                 now = None if like is None else like_of(t)
@@ -244,6 +240,40 @@ class Kinds(dict[Any, Kind]):
         kind.likes = tuple(map(_result_like, tensors))
         if type(found) in (tuple, list) and len(tensors) == len(found):
             kind.container = type(found)
+
+
+_META = torch.device("meta")
+_JOINS = {torch.stack, torch.cat}
+_VIEWS = {Tensor.__getitem__, torch.select, Tensor.select, torch.unbind, Tensor.unbind}
+
+
+def _device_of_moved(func: Any, args: Any, kwargs: Any) -> torch.device | None:
+    """The device of the tensors of a call that only copies or views their elements; ``None`` for any other call.
+
+    PyTorch knows what such a call returns without a value, and in C++: a fake tensor takes ten times as long, at each
+    new number of steps.
+    """
+    if func not in _JOINS and func not in _VIEWS:
+        return None
+    tensors = tensors_in((args, kwargs))
+    devices = {t.device for t in tensors}
+    alone = len(devices) == 1 and "out" not in kwargs and (func in _JOINS or len(tensors) == 1)
+    return devices.pop() if alone else None
+
+
+def _without_values(like: Like, device: torch.device) -> Tensor:
+    """A tensor of which this is known, on a device or under a mode where it has no memory."""
+    with torch.inference_mode(like.kind == "inference"):
+        made = torch.empty_strided(like.shape, like.stride, dtype=like.dtype, device=device)
+        if like.kind == "view":
+            made = made.as_strided(like.shape, like.stride)
+        if like.requires_grad:
+            made.requires_grad_()
+        if not like.is_leaf:
+            made = made.clone()
+            if made.stride() != like.stride:  # one with gaps
+                made = made.as_strided(like.shape, like.stride)
+        return made
 
 
 def known_of(t: Tensor) -> Like:

@@ -11,14 +11,15 @@ Modes = tuple[bool, tuple[tuple[str, torch.dtype], ...]]
 
 _any_autocast = torch._C._is_any_autocast_enabled
 _infers = torch.is_inference_mode_enabled
-_NONE: Modes = (False, ())
+NONE: Modes = (False, ())
+"""Neither of them."""
 _DEVICES = ("cpu", "cuda")
 
 
 def modes() -> Modes:
     """The modes that are on, beside grad mode."""
     if not _any_autocast() and not _infers():
-        return _NONE
+        return NONE
     casts = [(d, torch.get_autocast_dtype(d)) for d in _DEVICES if torch.is_autocast_enabled(d)]
     return _infers(), tuple(casts)
 

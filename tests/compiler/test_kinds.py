@@ -1,0 +1,82 @@
+"""Kinds of recorded calls: what they say of the results is what PyTorch returns."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from compiler.internals import Kinds
+from torch import Tensor, nn
+
+from snnfast.compiler.recording.later import Like, like_of
+from snnfast.compiler.recording.modes import NONE
+
+TENSORS: dict[str, Callable[[], Tensor]] = {
+    "usual": lambda: torch.rand(4, 3, 5),
+    "parameter": lambda: nn.Parameter(torch.rand(4, 3, 5)),
+    "result": lambda: torch.rand(4, 3, 5, requires_grad=True) * 2,
+    "images": lambda: torch.rand(4, 3, 5, 6),
+    "channels-last": lambda: torch.rand(4, 3, 5, 6).contiguous(memory_format=torch.channels_last),
+    "transposed": lambda: torch.rand(5, 3, 4).transpose(0, 2),
+    "expanded": lambda: torch.rand(1, 3, 5).expand(4, 3, 5),
+    "with-gaps": lambda: torch.rand(8, 3, 10)[::2, :, ::2],
+    "result-with-gaps": lambda: (torch.rand(8, 3, 10, requires_grad=True) * 2)[::2, :, ::2],
+    "half": lambda: torch.rand(4, 3, 5).bfloat16(),
+    "whole-numbers": lambda: torch.arange(12).view(4, 3),
+    "one-dimension": lambda: torch.rand(4),
+    "one-row": lambda: torch.rand(1, 3, 5),
+    "empty-rows": lambda: torch.rand(4, 0, 5),
+}
+
+CALLS: dict[str, Callable[[Tensor], tuple[Any, Any, dict[str, Any]]]] = {
+    "row": lambda x: (Tensor.__getitem__, (x, 0), {}),
+    "last-row": lambda x: (Tensor.__getitem__, (x, -1), {}),
+    "column": lambda x: (Tensor.__getitem__, (x, (slice(None), 0)), {}),
+    "rows": lambda x: (Tensor.__getitem__, (x, slice(0, 3)), {}),
+    "more-dimensions": lambda x: (Tensor.__getitem__, (x, (None, ..., 0)), {}),
+    "by-a-list": lambda x: (Tensor.__getitem__, (x, [0, 0]), {}),
+    "select": lambda x: (torch.select, (x, 0, 0), {}),
+    "unbind": lambda x: (torch.unbind, (x,), {}),
+    "method-unbind": lambda x: (Tensor.unbind, (x, -1), {}),
+    "stack": lambda x: (torch.stack, ([x] * 9,), {}),
+    "stack-behind": lambda x: (torch.stack, ((x, x.clone(), x),), {"dim": -1}),
+    "stack-of-two-dtypes": lambda x: (torch.stack, ([x, x.double()],), {}),
+    "cat": lambda x: (torch.cat, ([x] * 3,), {"dim": 0}),
+    "cat-of-two-dtypes": lambda x: (torch.cat, ([x, x.double()],), {}),
+    "cat-of-two-orders": lambda x: (torch.cat, ([x, x.transpose(0, -1).contiguous().transpose(0, -1)], 0), {}),
+}
+
+
+def told(like: Like) -> Any:
+    """What is known of a tensor. The stride of a dimension with one element or none says nothing."""
+    strides = [None if size < 2 else stride for size, stride in zip(like.shape, like.stride, strict=True)]
+    strides = [] if 0 in like.shape else strides
+    return like.shape, strides, like.dtype, like.device, like.requires_grad, like.is_leaf, like.kind
+
+
+def results(call: Any, grad: bool) -> Any:
+    func, args, kwargs = call
+    with torch.set_grad_enabled(grad):
+        try:
+            found = func(*args, **kwargs)
+        except (RuntimeError, IndexError) as error:
+            return type(error)
+    return [told(like_of(t)) for t in (found if isinstance(found, tuple) else [found])]
+
+
+@pytest.mark.parametrize("of", TENSORS)
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_that_move_elements_return_what_their_kinds_say(name: str, of: str) -> None:
+    for grad in (True, False):
+        call = CALLS[name](TENSORS[of]())
+        wanted = results(call, grad)
+        if isinstance(wanted, type):
+            continue
+        kind = Kinds().find(*call, grad, None, NONE, (None, ""))
+        assert [told(like) for like in kind.likes] == wanted
+
+
+def test_calls_that_move_elements_of_two_devices_need_their_values() -> None:
+    rows = [torch.zeros(3), torch.zeros(3, device="meta")]
+    with pytest.raises(Exception, match="stack raises"):
+        Kinds().find(torch.stack, (rows,), {}, True, None, NONE, (None, ""))
