@@ -140,6 +140,10 @@ class Emitter(Writer):
         made.target = aten.reshape.default
         return fake_call(aten.reshape.default, made.args, made.kwargs, self.mode, self.context.blocks)
 
+    def is_shown(self, memory: list[int]) -> bool:
+        """Whether the caller gets a tensor with some of this memory."""
+        return not self._shown.isdisjoint(memory)
+
     # ---- results of single steps
 
     def place(self, node: Node) -> tuple[Statement, int] | None:
@@ -284,7 +288,7 @@ class Emitter(Writer):
         # The loop makes a new tensor: without a gradient under no_grad, and with its own memory if it is returned.
         if not self.context.records:
             whole = self.call(aten.detach.default, whole)
-        if any(memory in self._shown for memory in memory_of(node)):
+        if self.is_shown(memory_of(node)):
             self.copies.append(self.call(aten.clone.default, whole))
             return self.copies[-1]
         return whole

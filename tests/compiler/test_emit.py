@@ -1,8 +1,16 @@
 """The new graph: one call for all steps, and what is made of its results."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from compiler.forms import after_merging, leaky, tensor
+from compiler.internals import ByRecording
+from loop_nets import by_tracing
+from torch import Tensor, nn
+
+import snnfast
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
@@ -64,3 +72,29 @@ getitem_1 = unroll_steps[0]
 detach = detach(getitem_1)
 detach_1 = detach(getitem)
 return [detach, detach_1]""")
+
+
+class Normalised(nn.Module):
+    """The same tensor is normalised at each step, and the program returns each result, or a view of it."""
+
+    def __init__(self, view: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.norm, self.lif, self.view = nn.BatchNorm1d(4), snnfast.Leaky(beta=0.9), view
+
+    def forward(self, x: Tensor, T: int) -> list[Tensor]:
+        mem, out = self.lif.reset_mem(), []
+        for _ in range(T):
+            current = self.norm(x)
+            _, mem = self.lif(current, mem)
+            out.append(self.view(current))
+        return out
+
+
+@pytest.mark.parametrize("by", [ByRecording, by_tracing])
+@pytest.mark.parametrize("view", [lambda y: y, lambda y: y.view(-1)[:6], lambda y: y[:1].expand(3, 4)])
+def test_results_that_are_computed_once_for_all_steps_are_separate(by: Any, view: Callable[[Tensor], Tensor]) -> None:
+    net, x = by(Normalised(view)), torch.rand(3, 4)
+    for T in (7, 7, 9):
+        out = net(x, T)
+        assert len({t.data_ptr() for t in out}) == T
+        assert all(torch.equal(t, out[0]) for t in out)

@@ -21,6 +21,7 @@ from snnfast.compiler.calls import (
 from snnfast.compiler.emit import Emitter
 from snnfast.compiler.errors import TrialError, UnmergedError
 from snnfast.compiler.loop import Count, Same
+from snnfast.compiler.memory import memory_of
 from snnfast.compiler.parts.base import Part
 from snnfast.compiler.parts.repeat import repeat
 from snnfast.compiler.rules import StepCall, by_vmap, rule_for
@@ -38,9 +39,18 @@ class Call(Part):
         except UnmergedError as error:
             repeat(statement, str(error), to)
             return
-        to.enter(statement, made)
         if statement.node in to.facts.effects:
             to.effects.add(made)
+        to.enter(statement, to.call(aten.clone.default, made) if self._shares(made, to) else made)
+
+    def _shares(self, made: Node, to: Emitter) -> bool:
+        """Whether all steps of a result are one in memory, and the caller gets several that are not so in the loop."""
+        (statement,) = self.statements
+        t = value(made)
+        if not isinstance(t, Tensor) or not t.numel() or t.stride(0) != 0:
+            return False
+        memory = [memory_of(node) for node in statement.calls]
+        return memory[0] != memory[-1] and any(to.is_shown(found) for found in memory)
 
     def _merged(self, to: Emitter) -> Node:
         """Write the call.
