@@ -41,6 +41,7 @@ NODE = "LIFNode"  # of SpikingJelly, over all steps, with its default surrogate
 NEURONS[NODE] = Model(NODE, (), ("v",), {"tau": 2.0, "detach_reset": True, "step_mode": "m"})
 
 NETWORKS = ("tutorial5", "deep", "convolution")
+POOLED = "pooled"  # batch normalisation, neurons and pooling
 SEQUENCE = "sequence"  # as deep, of so many steps that no loop of them is compiled
 
 
@@ -200,8 +201,14 @@ def suites(device: str) -> dict[str, list[Case]]:
             for direction in DIRECTIONS
         ],
         "norm": [
-            Case("norm", "norm", T, B, shape, stored=True)
-            for T, B, shape in ((25, 32, (64, 8, 8)), (10, 16, (64, 32, 32)), (25, 32, (12, 24, 24)))
+            *(
+                Case("norm", "norm", T, B, shape, stored=True)
+                for T, B, shape in ((25, 32, (64, 8, 8)), (10, 16, (64, 32, 32)), (25, 32, (12, 24, 24)))
+            ),
+            *(
+                Case("norm", POOLED, T, B, shape, variant="with neurons and pooling")
+                for T, B, shape in ((4, 32, (64, 32, 32)), (10, 32, (16, 24, 24)))
+            ),
         ],
         "conv": [
             _convolution(50, 128),

@@ -18,7 +18,7 @@ from .networks import neuron_steps
 from .once import ONCE
 from .peers import PEERS, Peer, Unsupported
 from .peers.ours import OURS, RECORDED
-from .registry import Case
+from .registry import POOLED, Case
 from .workloads import Candidate, Data, build, make_data
 
 COPY = "copy_"
@@ -158,7 +158,7 @@ def _prepare(case: Case, peer: Peer, data: Data, row: Row, patience: float, besi
     candidate.run()
     if peer.compiled:
         print(f"{peer.name}: compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    if case.kind in ("product", "norm", "collection"):  # neither spikes nor bytes of a layer
+    if case.kind in ("product", "norm", POOLED, "collection"):  # neither spikes nor bytes of a layer
         return candidate.run
     if peer.name != OURS and beside_ours:
         row.agree = _agreement(case, peer, data, candidate)

@@ -16,7 +16,7 @@ from . import collection, mnist
 from .networks import WHOLE, OverTime, loss_of, over_time
 from .peers import PEERS, Neuron, Peer, Unsupported
 from .peers.ours import OURS, layer_of
-from .registry import CLASSES, DTYPES, FORWARD, WEIGHT_GRADIENT, Case
+from .registry import CLASSES, DTYPES, FORWARD, POOLED, WEIGHT_GRADIENT, Case
 
 LEARNING_RATE = 5e-4
 ITERATIONS = 150  # after which a network counts as trained
@@ -60,9 +60,9 @@ def make_data(case: Case, device: torch.device) -> Data:
         return Data(spk_rec.float().to(device), torch.randn(case.T, *step, device=device), linear=linear.to(device))
     if case.kind in WHOLE:
         return Data(torch.rand(step, device=device), labels=torch.randint(CLASSES, (case.B,), device=device))
-    if case.kind == "norm":
+    if case.kind in ("norm", POOLED):
         x, grad = (torch.randn(case.T, *step, device=device).movedim(2, -1).contiguous().movedim(-1, 2) for _ in "xg")
-        return Data(x.requires_grad_(), grad)
+        return Data(x.requires_grad_(), grad[..., ::2, ::2].clone() if case.kind == POOLED else grad)
     x = torch.randn(step if case.constant else (case.T, *step), dtype=dtype, device=device)
     if case.kind == "pair":
         x = (x * CURRENT).requires_grad_()
@@ -114,6 +114,8 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
         return _product(case, data, dense=peer.name != OURS)
     if case.kind == "norm":
         return _norm(case, data, by_step=peer.name != OURS)
+    if case.kind == POOLED:
+        return _pooled(case, data, apart=peer.name != OURS)
     if case.kind == "collection":
         return Candidate(*collection.functions(case, peer))
     if case.kind in WHOLE:
@@ -258,6 +260,18 @@ def _norm(case: Case, data: Data, by_step: bool) -> Candidate:
     return Candidate(
         of_steps if by_step else lambda: torch.autograd.grad(forward(), wanted, data.grad), forward, wanted
     )
+
+
+def _pooled(case: Case, data: Data, apart: bool) -> Candidate:
+    """Neurons and a pooling behind a batch normalisation, and all gradients: in one call, or in three for all steps."""
+    norm, neurons, pool = nn.BatchNorm2d(case.shape[0]), snnfast.Leaky(beta=0.9), nn.MaxPool2d(2)
+    layers = (norm, nn.Identity(), neurons, nn.Identity(), pool) if apart else (norm, neurons, pool, nn.Identity())
+    net, wanted = snnfast.MultiStep(*layers).to(data.x.device), [data.x, *norm.parameters()]
+
+    def forward() -> tuple[Tensor, ...]:
+        return (net(data.x),)
+
+    return Candidate(lambda: torch.autograd.grad(forward(), wanted, data.grad), forward, wanted)
 
 
 class Network:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import snnfast
 
 from ..networks import stages, wants_membranes
-from ..registry import NETWORKS, NEURONS, NODE, SEQUENCE, Case
+from ..registry import NETWORKS, NEURONS, NODE, POOLED, SEQUENCE, Case
 from . import snntorch_loop
 from .base import KINDS, Neuron, Peer, layer_options, node, stepping
 
@@ -21,6 +21,7 @@ BACKEND = "snnfast, torch.compile"
 PRODUCTS, TRACED = "snnfast, products alone", "snnfast, tracing alone"
 DENSE = "PyTorch, dense product"
 STEPS = "PyTorch, one call a step"
+APART = "snnfast, one by one"
 
 
 def layer_of(case: Case) -> Any:
@@ -98,7 +99,7 @@ LOOPS = (*NETWORKS, "recurrent", "collection", "compile")
 PEERS = [
     Peer(
         OURS, "snnfast", make, network=OverTime, loss=loss,
-        kinds=(*KINDS, SEQUENCE, "pair", "recurrent", "product", "norm", "epoch"), neurons=tuple(NEURONS),
+        kinds=(*KINDS, SEQUENCE, "pair", "recurrent", "product", "norm", POOLED, "epoch"), neurons=tuple(NEURONS),
     ),
     Peer(CHECKPOINT, "snnfast", make, network=in_parts, loss=loss, kinds=(SEQUENCE,)),
     Peer(GRAPH, "snnfast", make, network=OverTime, loss=loss, graph=True, devices=("cuda",), kinds=NETWORKS),
@@ -124,4 +125,5 @@ PEERS = [
     ),
     Peer(DENSE, "torch", make, kinds=("product",)),
     Peer(STEPS, "torch", make, kinds=("norm",)),
+    Peer(APART, "snnfast", make, kinds=(POOLED,)),
 ]  # fmt: skip

@@ -171,6 +171,7 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
     p.bits = tensors.make(ScalarType::Byte, saved_rows(Saved::kSpikes, p.T));
   } else {
     p.spk = tensors.make(x.scalar_type(), tensors.every_step_unless(p.reduce));
+    p.spk_stride = p.N;
   }
   for (int s = 0; s < kStates; ++s) {
     if ((record >> s & 1) != 0) p.record[s] = tensors.make(x.scalar_type(), tensors.every_step());

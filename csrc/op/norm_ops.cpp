@@ -92,7 +92,9 @@ void describe(P& p, OpTensors<CudaBackend>& tensors, const Steps& steps, const T
 // else is saved.
 template <typename Neuron>
 std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeTensor& state,
-                            const std::vector<Tensor>& parameters, int64_t reset, bool last, bool) {
+                            const std::vector<Tensor>& parameters, int64_t reset, const std::vector<int64_t>& windows,
+                            bool last, bool) {
+  STD_TORCH_CHECK(windows.empty(), "windows: only on the CPU");
   const Steps steps(x);
   OpTensors<CudaBackend> tensors(x, steps.layout, x.scalar_type());
   ForwardNorm<Neuron> p{};
@@ -109,10 +111,12 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeT
 // of the state is needed; and that of the state if it is.
 template <typename Neuron>
 std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, const Tensor& x, const MaybeTensor& rows,
-                             const Tensor& numbers, const MaybeTensor& state, const std::vector<Tensor>& parameters,
-                             int64_t reset, int64_t surrogate, double p0, double p1, bool needs_first, bool needs_x,
+                             const MaybeTensor& places, const Tensor& numbers, const MaybeTensor& state,
+                             const std::vector<Tensor>& parameters, int64_t reset, const std::vector<int64_t>& windows,
+                             int64_t surrogate, double p0, double p1, bool needs_first, bool needs_x,
                              bool needs_state) {
-  STD_TORCH_CHECK(!rows.has_value(), "rows: only on the CPU");
+  STD_TORCH_CHECK(!rows.has_value() && !places.has_value() && windows.empty(),
+                  "rows, places, windows: only on the CPU");
   const Steps steps(x);
   OpTensors<CudaBackend> tensors(x, steps.layout, x.scalar_type());
   BackwardNorm<Neuron> p{};
@@ -147,9 +151,9 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
 STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
   m.def("norm_statistics(Tensor x, Tensor? weight, Tensor? bias, float eps, bool over_time) -> (Tensor, Tensor)");
   for (const std::string neuron : {Leaky::kName, IFNode::kName}) {
-    const std::string inputs = "Tensor numbers, Tensor? state, Tensor[] parameters, int reset, ";
+    const std::string inputs = "Tensor numbers, Tensor? state, Tensor[] parameters, int reset, int[] windows, ";
     m.def((neuron + "_norm_forward(Tensor x, " + inputs + "bool last, bool save) -> Tensor[]").c_str());
-    m.def((neuron + "_norm_backward(Tensor grad, Tensor? grad_last, Tensor x, Tensor? rows, " + inputs +
+    m.def((neuron + "_norm_backward(Tensor grad, Tensor? grad_last, Tensor x, Tensor? rows, Tensor? places, " + inputs +
            "int surrogate, float p0, float p1, bool needs_first, bool needs_x, bool needs_state) -> Tensor[]")
               .c_str());
   }

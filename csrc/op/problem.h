@@ -131,6 +131,8 @@ struct Forward : Problem<Neuron> {
   using Problem<Neuron>::kStates;
 
   void* spk;              // [T, N], or [N] if `reduce`: summed in opmath, rounded once; or nullptr
+  int64_t spk_first;      // the neuron that its rows begin with
+  int64_t spk_stride;     // from one row to the next
   void* bits;             // in place of it, as Saved::kSpikes has them: 1 where a neuron spikes, of whatever height
   void* record[kStates];  // [T, N] each, or nullptr
   void* deciding;         // [T, N] opmath: the membrane that decided each spike; or nullptr

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from snnfast._core import ops
@@ -126,16 +127,21 @@ def _norm_statistics_fake(x: Tensor, weight: Any, bias: Any, eps: float, over_ti
 
 
 def _norm_forward_fake(
-    x: Tensor, numbers: Tensor, state: Tensor | None, parameters: list[Tensor], reset: int, last: bool, save: bool
+    x: Tensor, numbers: Any, state: Any, parameters: Any, reset: int, windows: list[int], last: bool, save: bool
 ) -> list[Tensor]:
     outputs = _Outputs(x, has_rows=True)
-    made = [outputs.make(x.dtype, x.shape[0]), *([outputs.make(torch.float32)] if last else [])]
+    made = [outputs.make(x.dtype, x.shape[0])]
+    if windows:
+        pooled = F.avg_pool2d(made[0].flatten(0, 1), windows[1:3], windows[3:])
+        pooled = pooled.view(*x.shape[:2], *pooled.shape[1:])
+        made = [pooled, torch.empty_like(pooled, dtype=torch.uint8)]
+    made += [outputs.make(torch.float32)] if last else []
     kept = _rows(SAVE_CHECKPOINTS, x.shape[0]) if save and ops.has_cpu_kernels(x.device) else 0
     return made + ([outputs.make(torch.float32, kept)] if kept else [])
 
 
 def _norm_backward_fake(
-    grad: Tensor, grad_last: Any, x: Tensor, rows: Any, numbers: Tensor, *args: Any
+    grad: Tensor, grad_last: Any, x: Tensor, rows: Any, places: Any, numbers: Tensor, *args: Any
 ) -> list[Tensor]:
     outputs, (needs_first, needs_x, needs_state) = _Outputs(x, has_rows=True), args[-3:]
     made = [x.new_empty((2, *numbers.shape[:2]), dtype=torch.float64)]

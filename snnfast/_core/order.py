@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["dense_steps", "in_order", "order_of", "strides_of"]
+__all__ = ["LEAST_CHANNELS", "dense_steps", "in_order", "order_of", "strides_of"]
+
+LEAST_CHANNELS = 4
+"""Fewer channels that lie side by side do not fill a vector."""
 
 
 def order_of(strides: Sequence[int]) -> list[int]:

@@ -5,6 +5,7 @@ take channels_last order. For max pooling, an image in contiguous order is, plan
 windows of two by two fill vectors there as well.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -12,13 +13,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from snnfast._core import ops
+from snnfast._core.order import LEAST_CHANNELS
 from snnfast._core.pytorch import not_compiled_alone
 from snnfast._images.choice import define_node, pair, takes_kernels
 
-__all__ = ["LEAST_CHANNELS", "averaged", "avg_pool2d", "max_pool2d", "max_pool2d_node", "pooled"]
-
-LEAST_CHANNELS = 4
-"""Fewer do not fill a vector."""
+__all__ = ["averaged", "avg_pool2d", "max_pool2d", "max_pool2d_node", "pooled", "windows"]
 
 _MOST_PLACES = 256
 
@@ -54,7 +53,7 @@ def max_pool2d(
         ((as_it_is and input.shape[1] >= LEAST_CHANNELS) or (pairs and takes_kernels(input, of_planes=True)))
         and pair(dilation) == [1, 1]
         and not return_indices
-        and _are_apart(input, kernel, by, padding, ceil_mode)
+        and _are_apart(input.shape[2:], kernel, by, padding, ceil_mode)
     )
     if not fits:
         given = input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
@@ -81,7 +80,7 @@ def avg_pool2d(
         takes_kernels(input)
         and input.shape[1] >= LEAST_CHANNELS
         and divisor_override is None
-        and _are_apart(input, kernel, by, padding, ceil_mode)
+        and _are_apart(input.shape[2:], kernel, by, padding, ceil_mode)
         and not torch.compiler.is_compiling()  # a function would be traced, and be a new class at each call
     )
     if fits:
@@ -96,13 +95,28 @@ def _windows(kernel_size: Any, stride: Any) -> tuple[list[int], list[int]]:
     return kernel, ([] if stride is None else pair(stride)) or kernel
 
 
-def _are_apart(x: Tensor, kernel: list[int], by: list[int], padding: Any, ceil_mode: bool) -> bool:
+def windows(
+    mean: bool,  # of a window, or its maximum
+    image: Sequence[int],  # [H, W]
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> tuple[int, ...] | None:
+    """The windows of a pooling that other kernels may take in: ``(mean, rows, columns, *strides)``; ``None``: none."""
+    kernel, by = _windows(kernel_size, stride)
+    fits = pair(dilation) == [1, 1] and _are_apart(image, kernel, by, padding, ceil_mode)
+    return (int(mean), *kernel, *by) if fits else None
+
+
+def _are_apart(image: Sequence[int], kernel: list[int], by: list[int], padding: Any, ceil_mode: bool) -> bool:
     """Whether windows of so many places lie in the image, and none over another."""
     return (
         pair(padding) == [0, 0]
         and not ceil_mode
         and len(kernel) == len(by) == 2  # else PyTorch says what is wrong
-        and all(1 <= k <= min(n, s) for n, k, s in zip(x.shape[2:], kernel, by, strict=True))
+        and all(1 <= k <= min(n, s) for n, k, s in zip(image, kernel, by, strict=True))
         and kernel[0] * kernel[1] <= _MOST_PLACES
     )
 

@@ -3,6 +3,8 @@
 Neither the currents nor a membrane is ever in memory as a whole: forward reads ``x`` twice and writes the spikes,
 backward reads ``x`` and the gradient and writes the gradient of ``x``. :func:`reference` is the definition.
 
+On the CPU a pooling may follow, if it alone reads the spikes. They are then never in memory, either.
+
 On CUDA, a channel of a step is normalised by ``scale * x + shift``. The two numbers are computed in float64 and rounded
 to float32, and so are the product and the sum. The neurons then make their steps from these currents, also in half
 precision. The kernels of the CPU compute ``(x - mean) * scale + bias`` and round as their batch normalisation does
@@ -18,13 +20,13 @@ from torch import Tensor
 from snnfast import surrogate
 from snnfast._core import backend, ops
 from snnfast._core.ops import NORM_RESETS, RESET_DELAY_AT, RESET_MECHANISMS, SEQUENCE, SURROGATE_AT, Neuron
-from snnfast._core.order import dense_steps
+from snnfast._core.order import LEAST_CHANNELS, dense_steps
 from snnfast._core.pytorch import becomes_node, is_transformed, not_compiled_alone
 from snnfast._unroll import reference as steps
 from snnfast._unroll.call import Options, UnrollCall, make_request
 from snnfast.surrogate import DISABLED
 
-__all__ = ["Norm", "reference", "unroll"]
+__all__ = ["Norm", "Pool", "reference", "unroll"]
 
 _MOST_STEPS = 16
 """The kernels of CUDA hold all steps in registers."""
@@ -36,6 +38,13 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _ATAN, _FAST_SIGMOID, _SIGMOID = (f().kernel_id for f in (surrogate.atan, surrogate.fast_sigmoid, surrogate.sigmoid))
 
 
+class Pool(NamedTuple):
+    """A pooling of the spikes ``[T, B, C, H, W]`` of neurons, which nobody else reads."""
+
+    windows: tuple[int, ...]  # see ``windows`` in ``_images/pool2d.py``
+    by_itself: Callable[[Tensor], Tensor]  # called with the spikes, where the kernels do not take them
+
+
 class Norm(NamedTuple):
     """A batch normalisation in training of ``x`` ``[T, B, C, *]``, whose result only neurons read."""
 
@@ -45,6 +54,7 @@ class Norm(NamedTuple):
     over_time: bool  # all steps together have the statistics, in place of each its own
     update: Callable[[Tensor, Tensor], None]  # is told the mean and the unbiased variance, both [T, C] or [1, C]
     by_itself: Callable[[Tensor], Tensor]  # called with ``x``, where the kernels do not take the neurons
+    pool: Pool | None = None  # its result then takes the place of the spikes
 
 
 def unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...] | None:
@@ -105,6 +115,21 @@ def _is_constant(parameter: Tensor) -> bool:
     return parameter.dim() == 0 and not (torch.is_grad_enabled() and parameter.requires_grad)
 
 
+_STRIP_BYTES = 2**18
+"""A strip of an image, as high as its windows, stays in the L2 cache from when it spikes to when it is pooled."""
+
+
+def _pools(pool: Pool, x: Tensor) -> bool:
+    """Whether the kernels pool the spikes, too."""
+    if x.dim() != 5 or not ops.has_cpu_kernels(x.device) or x.dtype != torch.float32:
+        return False
+    T, _, C, H, W = x.shape
+    mean, *kernel, rows, columns = pool.windows
+    if x.stride(2) != 1:  # whole planes, in which vectors hold windows of two by two side by side
+        return not mean and [*kernel, columns] == [2, 2, 2] and 4 * T * H * W <= _STRIP_BYTES
+    return C >= LEAST_CHANNELS and 4 * T * rows * W * C <= _STRIP_BYTES
+
+
 class _How(NamedTuple):
     """The options of a call, beside its tensors."""
 
@@ -113,6 +138,7 @@ class _How(NamedTuple):
     eps: float
     over_time: bool
     last: bool  # return the state after the last step
+    pool: Pool | None = None  # of the spikes
 
 
 def _unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...]:
@@ -122,16 +148,31 @@ def _unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...]:
         numbers, variance = ops.norm_ops.norm_statistics(x, *wide, norm.eps, norm.over_time)
         n = _samples(x, norm.over_time)
         norm.update(numbers[..., 2], variance * (n / (n - 1)))
-    how = _How(call.neuron, call.options, norm.eps, norm.over_time, call.request.last)
+    pool = norm.pool if norm.pool is not None and _pools(norm.pool, x) else None
+    how = _How(call.neuron, call.options, norm.eps, norm.over_time, call.request.last, pool)
     first, *others = call.parameters
     learned = x, norm.weight, norm.bias, state, first
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned):
-        return _Normed.apply(how, *learned, numbers, *others)  # type: ignore[no-any-return]
-    return tuple(_op(how, "forward")(x, numbers, state, call.parameters, how.options.reset, how.last, False))
+        found = _Normed.apply(how, *learned, numbers, *others)
+    else:
+        found, *_ = _forward(how, x, numbers, state, call.parameters, save=False)
+    return found if norm.pool is pool else (norm.pool.by_itself(found[0]), *found[1:])  # type: ignore[union-attr]
 
 
 def _op(how: _How, direction: str) -> Any:
     return getattr(ops.norm_ops, f"{how.neuron.name}_norm_{direction}")
+
+
+def _forward(
+    how: _How, x: Tensor, numbers: Tensor, state: Tensor | None, parameters: Sequence[Tensor], save: bool
+) -> Any:
+    """The results of a call; the states that are saved for its backward pass, and the places of what was pooled."""
+    windows = () if how.pool is None else how.pool.windows
+    spk, *found = _op(how, "forward")(x, numbers, state, parameters, how.options.reset, windows, how.last, save)
+    places = None if how.pool is None else found.pop(0)
+    last = [found.pop(0)] if how.last else []
+    rows = found[0] if found else None  # with many steps, on the CPU
+    return (spk, *last), rows, places
 
 
 class _Normed(torch.autograd.Function):
@@ -140,18 +181,17 @@ class _Normed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, how: _How, x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
         _, _, state, first, numbers, *others = tensors
-        asked = [first, *others], how.options.reset, how.last, True
-        results = 2 if how.last else 1  # with many steps, some states follow on the CPU
-        found = _op(how, "forward")(x, numbers, state, *asked)
-        ctx.save_for_backward(x, *tensors[:5], *(found[results:] or [None]), *others)
+        found, rows, places = _forward(how, x, numbers, state, [first, *others], save=True)
+        ctx.save_for_backward(x, *tensors[:5], rows, places, *others)
         ctx.how = how
         ctx.set_materialize_grads(False)
-        return tuple(found[:results])
+        return found  # type: ignore[no-any-return]
 
     @staticmethod
     @not_compiled_alone
     def backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None = None) -> Any:
-        x, weight, bias, state, first, numbers, rows, *others = ctx.saved_tensors
+        x, weight, bias, state, first, numbers, rows, places, *others = ctx.saved_tensors
+        how = ctx.how
         learned: Any = x, weight, bias, state, first
         needs, unasked = ctx.needs_input_grad[1:6], (None,) * (1 + len(others))
         if grad is None and grad_last is None:
@@ -159,16 +199,19 @@ class _Normed(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             # The input may depend on the other tensors. A gradient stops at these views, and so is not added twice.
             x, weight, bias, state, first = learned = [None if t is None else t.view_as(t) for t in learned]
-            found = reference(ctx.how, x, weight, bias, state, (first, *others))
+            found = reference(how, x, weight, bias, state, (first, *others))
             pairs = [(t, g) for t, g in zip(found, (grad, grad_last), strict=False) if g is not None]
             wanted = [t for t, needed in zip(learned, needs, strict=True) if needed]
             outputs, grads = zip(*pairs, strict=True)
             rest = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
             return None, *(next(rest) if needed else None for needed in needs), *unasked
-        kind, p0, p1 = ctx.how.options.derivative
-        grad = torch.zeros_like(x) if grad is None else grad
-        asked = ctx.how.options.reset, kind >> SURROGATE_AT, p0, p1, needs[4], needs[0], needs[3]
-        sums, *made = _op(ctx.how, "backward")(grad, grad_last, x, rows, numbers, state, [first, *others], *asked)
+        kind, p0, p1 = how.options.derivative
+        grad = torch.zeros_like(x if places is None else places, dtype=x.dtype) if grad is None else grad
+        windows = () if how.pool is None else how.pool.windows
+        if places is not None and grad.stride() != places.stride():
+            grad = torch.empty_like(places, dtype=x.dtype).copy_(grad)
+        given = grad, grad_last, x, rows, places, numbers, state, [first, *others], how.options.reset, windows
+        sums, *made = _op(how, "backward")(*given, kind >> SURROGATE_AT, p0, p1, needs[4], needs[0], needs[3])
         of_bias, of_weight = sums.sum(1).unbind()
         of_first = made.pop(0).sum().to(first).view_as(first) if needs[4] else None
         return (
@@ -193,11 +236,15 @@ def reference(
     state: Tensor | None,  # [B, C, *]
     parameters: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """The spikes ``[T, B, C, *]``, and the last state, by operators of which autograd makes the gradients."""
+    """The spikes ``[T, B, C, *]``, or what is pooled of these, and the last state.
+
+    By operators of which autograd makes the gradients.
+    """
     y = currents(x, weight, bias, how.eps, how.over_time)
     request = make_request(SEQUENCE, len(x), record=0, last=how.last, reduce=False)
     spk, *last = steps.unroll(UnrollCall(how.neuron, how.options, request, y, (state,), tuple(parameters)))
-    return spk.to(x.dtype), *last
+    spk = spk.to(x.dtype)
+    return spk if how.pool is None else how.pool.by_itself(spk), *last
 
 
 def currents(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, over_time: bool) -> Tensor:

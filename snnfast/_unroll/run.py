@@ -63,7 +63,8 @@ def run_normed(call: UnrollCall, norm: Norm) -> Results:
     prepared = prepare(call)
     found = normed.unroll(prepared, norm) if prepared.current is call.current else None
     if found is None:
-        return run(call._replace(current=norm.by_itself(call.current)))
+        found = run(call._replace(current=norm.by_itself(call.current)))
+        return found if norm.pool is None else (norm.pool.by_itself(found[0]), *found[1:])
     return _finish(found, call.current.dtype, call.linear)
 
 

@@ -1,7 +1,7 @@
 """Networks by SpikingJelly's names whose nodes run all steps in one call, in step mode ``"m"``.
 
-A batch normalisation and the node behind it are called each by itself, and neither knows who else reads what lies
-between them. In a ``nn.Sequential`` nobody else does. So there the two run as one, where there are kernels for it.
+A batch normalisation, the node behind it and a pooling are called each by itself, and none knows who else reads what
+lies between them. In a ``nn.Sequential`` nobody else does. So there they run as one, where there are kernels for it.
 """
 
 import weakref
@@ -16,7 +16,8 @@ from snnfast._core.modules import is_only_called
 from snnfast._core.ops import has_norm
 from snnfast._images.batch_norm import is_pytorchs
 from snnfast._images.channels_last import to_call
-from snnfast.networks.over_time import norm_of
+from snnfast._unroll.normed import Pool
+from snnfast.networks.over_time import norm_of, pool_behind, pool_of
 from snnfast.spikingjelly import layer as layers
 from snnfast.spikingjelly.functional import seq_to_ann_forward
 from snnfast.spikingjelly.neuron import BaseNode
@@ -53,16 +54,19 @@ def call(net: Any, *args: Any, **kwargs: Any) -> Any:
         return net._call_impl(*args, **kwargs)
     x, rest = args[0], list[Any](net)
     while rest:
-        first = rest.pop(0)
-        if _is_open(first):
-            rest[:0] = first
-            continue
-        while rest and _is_open(rest[0]):
-            rest[:1] = rest[0]
-        fits = isinstance(x, Tensor) and has_norm(x.device) and rest and _reads_all_steps(rest[0])
+        first = _next(rest)
+        node = _next(rest, stays=True)
+        fits = isinstance(x, Tensor) and has_norm(x.device) and node is not None and _reads_all_steps(node)
         norm = _norm_in(first) if fits else None
-        x = first(x) if norm is None else _both(norm, rest.pop(0), x)
+        x = first(x) if norm is None else _together(norm, rest.pop(0), rest, x)
     return x
+
+
+def _next(rest: list[Any], stays: bool = False) -> Any:
+    """The next module to call, which is taken from the rest unless it ``stays``; ``None`` where there is none."""
+    while rest and _is_open(rest[0]):
+        rest[:1] = rest[0]
+    return None if not rest else rest[0] if stays else rest.pop(0)
 
 
 def _is_open(module: nn.Module) -> bool:
@@ -102,9 +106,26 @@ def _norm_in(module: Any) -> _Norm | None:
     return _Norm(module[-1], lambda x: seq_to_ann_forward(x, last), before)
 
 
-def _both(norm: _Norm, node: Any, x: Tensor) -> Tensor:
+def _pool_in(module: Any, current: Tensor) -> Pool | None:
+    """The pooling that a layer is, or that is alone in a container."""
+    if not _is_only_called(module):
+        return None
+    if type(module) in layers.POOLINGS and module.step_mode == "m":
+        return pool_of(module, current, module)
+    if type(module) is not layers.SeqToANNContainer or len(module) != 1:
+        return None
+    module._check_layers()
+    return pool_behind(module[0], current, module)
+
+
+def _together(norm: _Norm, node: Any, rest: list[Any], x: Tensor) -> Tensor:
+    """Call a batch normalisation and a node, and the first one of the rest if it is a pooling."""
     current = seq_to_ann_forward(x, norm.before) if norm.before else x
     of_both = norm_of(norm.layer, current, True, norm.by_itself)
     if of_both is None:
         return node(norm.by_itself(current))  # type: ignore[no-any-return]
+    behind = _next(rest, stays=True)
+    if behind is not None and (pool := _pool_in(behind, current)) is not None:
+        of_both = of_both._replace(pool=pool)
+        rest.pop(0)
     return node._unroll(current, (None,), None, False, None, norm=of_both)[0]  # type: ignore[no-any-return]

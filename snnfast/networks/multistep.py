@@ -3,6 +3,7 @@
 import importlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Self, TypeGuard
 
 import torch
@@ -28,6 +29,7 @@ from snnfast.networks.over_time import (
     linear_behind,
     norm_before,
     over_time,
+    pool_behind,
     unrolled,
 )
 from snnfast.neurons import LAYERS
@@ -66,7 +68,8 @@ class MultiStep(nn.Sequential):
 
     A batch normalisation in training and the :class:`Leaky` or SpikingJelly's node behind it, which is not the last
     layer, run as one: on CUDA for up to 16 steps, on the CPU where no linear layer takes the spikes. On CUDA, its
-    rounding differs from PyTorch's, so that now and then a spike differs.
+    rounding differs from PyTorch's, so that now and then a spike differs. On the CPU, an ``nn.MaxPool2d`` or
+    ``nn.AvgPool2d`` behind the two is a part of the call.
 
     Args:
         *layers: Modules in order of application, or one ``OrderedDict`` of them. The layers of a nested
@@ -402,6 +405,9 @@ class _Pass:
                 x, num_steps = self.residual(layer, x, num_steps)
             elif (norm := self._norm(layer, rest, x, num_steps)) is not None:
                 neurons: Any = rest.pop(0)
+                if rest and not self.return_spikes:
+                    pool = pool_behind(rest[0], x, partial(self._stateless, rest[0], num_steps=None))
+                    rest, norm = rest[pool is not None :], norm._replace(pool=pool)
                 x = self.neuron(neurons, x, None, norm=norm)[0]
             elif has_unroll(layer):
                 x = x if num_steps is None else x.expand(num_steps, *x.shape)

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnfast._core import watch
 from snnfast._core.linear import Linear
 from snnfast._core.modules import is_only_called
 from snnfast._core.ops import has_cpu_kernels, has_norm
 from snnfast._core.pytorch import becomes_node
 from snnfast._images.batch_norm import has_batch_statistics, is_pytorchs, is_small, running_averages, update_averages
+from snnfast._images.pool2d import windows
 from snnfast._unroll.checks import check_num_steps
-from snnfast._unroll.normed import Norm
+from snnfast._unroll.normed import Norm, Pool
 from snnfast.neurons import LAYERS
 from snnfast.neurons.base import SpikingLayer
 from snnfast.neurons.network import is_snntorchs
@@ -28,6 +30,8 @@ __all__ = [
     "norm_before",
     "norm_of",
     "over_time",
+    "pool_behind",
+    "pool_of",
     "unrolled",
 ]
 
@@ -189,6 +193,25 @@ def norm_of(
         update_averages(running_averages(layer, len(mean)), mean, variance)
 
     return Norm(layer.weight, layer.bias, layer.eps, batch_norm_over_time, update, by_itself)
+
+
+def pool_behind(layer: Any, x: Tensor, by_itself: Callable[[Tensor], Tensor]) -> Pool | None:
+    """A pooling of the spikes ``[T, B, C, H, W]`` of neurons, by the current ``x`` of these; ``None``: another layer.
+
+    ``by_itself`` computes it where the kernels do not take it. Nobody else may read the spikes.
+    """
+    known = type(layer) in (nn.MaxPool2d, nn.AvgPool2d) and is_only_called(layer)
+    return pool_of(layer, x, by_itself) if known else None
+
+
+def pool_of(layer: Any, x: Tensor, by_itself: Callable[[Tensor], Tensor]) -> Pool | None:
+    """A pooling for :func:`pool_behind`, of a layer known to run PyTorch's code alone."""
+    is_max = isinstance(layer, nn.MaxPool2d)
+    if x.dim() != 5 or watch.watchers or (layer.return_indices if is_max else layer.divisor_override is not None):
+        return None
+    how = layer.kernel_size, layer.stride, layer.padding, layer.dilation if is_max else 1, layer.ceil_mode
+    found = windows(not is_max, x.shape[3:], *how)
+    return None if found is None else Pool(found, by_itself)
 
 
 _DIMS: dict[Any, tuple[int, ...]] = {nn.BatchNorm1d: (3, 4), nn.BatchNorm2d: (5,), nn.BatchNorm3d: (6,)}

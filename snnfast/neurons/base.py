@@ -217,7 +217,8 @@ class SpikingLayer(nn.Module):
     ) -> tuple[Tensor, ...]:
         """The results of ``unroll`` of a layer. With ``last``, the states after the last step follow.
 
-        With ``linear``, its output takes the place of the spikes. With ``norm``, it takes the place of the current.
+        With ``linear``, its output takes the place of the spikes. With ``norm``, it takes the place of the current,
+        and if there is a pooling in it, that of the spikes, too.
         """
         check_current("current", current)
         options = self._options()

@@ -289,6 +289,8 @@ class StepLayer(SpikingLayer):
         )
         if self.init_hidden:
             self._hold(after)
+        if norm is not None and norm.pool is not None:
+            spk = norm.pool.by_itself(spk)
         shown = (spk if linear is None else linear.of_spikes(spk), *(records if record else after))
         for watcher in watch.watchers:
             watcher.unrolled(self, shown, request, lengths, linear is not None)

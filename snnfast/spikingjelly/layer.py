@@ -94,6 +94,9 @@ globals().update(_MADE)
 BATCH_NORMS = tuple(_MADE[f"BatchNorm{n}d"] for n in (1, 2, 3))
 """They run PyTorch's batch normalisation and nothing else."""
 
+POOLINGS = (MaxPool2d, _MADE["AvgPool2d"])
+"""They run PyTorch's pooling of images and nothing else."""
+
 __all__ += sorted(_MADE)
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from benchmarks.bars import FLOOR, SAVED
 from benchmarks.collection import products
 from benchmarks.gpu import times, training, workload
 from benchmarks.peers import PEERS, Peer
-from benchmarks.peers.ours import BACKEND, DENSE, LOOPED, NUMBERS, OURS, PRODUCTS, STEPS, SWAPPED, WITH_LOSS
+from benchmarks.peers.ours import APART, BACKEND, DENSE, LOOPED, NUMBERS, OURS, PRODUCTS, STEPS, SWAPPED, WITH_LOSS
 from benchmarks.peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from benchmarks.registry import NETWORKS, PAIR, TUTORIAL5, Case, case_named, suites
 from benchmarks.runner import Row
@@ -82,7 +82,7 @@ def test_each_suite_runs(suite, capsys, monkeypatch, tmp_path, digits):
     monkeypatch.setattr(run, "suites", _shrunk)
     file = tmp_path / "run.json"
     command = ["run", "--suite", suite, "--device", "cpu", "--seconds", "0.05", "--threads", "1", "--attempts", "1"]
-    named = {"products": [DENSE], "norm": [STEPS], "spikingjelly": []}
+    named = {"products": [DENSE], "norm": [STEPS, APART], "spikingjelly": []}
     others = named.get(suite, [LOOP])
     command_line.main([*command, "--peer", OURS, *others, "--json", str(file)])
     output = capsys.readouterr().out

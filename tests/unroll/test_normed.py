@@ -339,23 +339,26 @@ def test_a_wrong_shape_is_pytorchs_error() -> None:
 def test_the_ops_check_their_tensors() -> None:
     x, parameters = images(20, (3, 4, 4, 4)), [torch.tensor(n) for n in (0.9, 1.0, 1.0)]
     numbers, _ = ops.norm_ops.norm_statistics(x, None, None, 1e-5, False)
-    spk, rows = ops.norm_ops.leaky_norm_forward(x, numbers, None, parameters, 0, False, True)
+    spk, rows = ops.norm_ops.leaky_norm_forward(x, numbers, None, parameters, 0, [], False, True)
     assert rows.shape == (1, *x.shape[1:])
     forward, backward = ops.norm_ops.leaky_norm_forward, ops.norm_ops.leaky_norm_backward
-    rest = (numbers, None, parameters, 0, 0, 2.0, 0.0, False, True, False)
+    rest = (numbers, None, parameters, 0, [], 0, 2.0, 0.0, False, True, False)
     for call, message in (
-        (lambda: forward(x.double(), numbers, None, parameters, 0, False, False), "x: expected float32"),
-        (lambda: forward(x[:0], numbers, None, parameters, 0, False, False), "not empty"),
-        (lambda: forward(x, numbers[:3], None, parameters, 0, False, False), "numbers: expected"),
-        (lambda: forward(x, numbers, x, parameters, 0, False, False), "mem: wrong shape"),
-        (lambda: forward(x, numbers, None, parameters[:2], 0, False, False), "parameters: not those of leaky"),
-        (lambda: forward(x, numbers, None, parameters, 3, False, False), "reset: unknown"),
-        (lambda: forward(x.transpose(1, 3), numbers, None, parameters, 0, False, False), "usual or in channels_last"),
-        (lambda: backward(spk, None, x, None, *rest), "rows: expected with more than 16 steps"),
-        (lambda: backward(spk, None, x, rows[0], *rest), "rows: wrong shape"),
-        (lambda: backward(spk[1:], None, x, rows, *rest), "grad: wrong shape"),
-        (lambda: backward(spk, None, x, rows, *rest[:4], 99, *rest[5:]), "surrogate: unknown"),
-        (lambda: backward(spk, None, x, rows, *rest[:7], True, *rest[8:]), "beta: has no gradient here"),
+        (lambda: forward(x.double(), numbers, None, parameters, 0, [], False, False), "x: expected float32"),
+        (lambda: forward(x[:0], numbers, None, parameters, 0, [], False, False), "not empty"),
+        (lambda: forward(x, numbers[:3], None, parameters, 0, [], False, False), "numbers: expected"),
+        (lambda: forward(x, numbers, x, parameters, 0, [], False, False), "mem: wrong shape"),
+        (lambda: forward(x, numbers, None, parameters[:2], 0, [], False, False), "parameters: not those of leaky"),
+        (lambda: forward(x, numbers, None, parameters, 3, [], False, False), "reset: unknown"),
+        (
+            lambda: forward(x.transpose(1, 3), numbers, None, parameters, 0, [], False, False),
+            "usual or in channels_last",
+        ),
+        (lambda: backward(spk, None, x, None, None, *rest), "rows: expected with more than 16 steps"),
+        (lambda: backward(spk, None, x, rows[0], None, *rest), "rows: wrong shape"),
+        (lambda: backward(spk[1:], None, x, rows, None, *rest), "grad: wrong shape"),
+        (lambda: backward(spk, None, x, rows, None, *rest[:5], 99, *rest[6:]), "surrogate: unknown"),
+        (lambda: backward(spk, None, x, rows, None, *rest[:8], True, *rest[9:]), "beta: has no gradient here"),
     ):
         with pytest.raises(RuntimeError, match=message):
             call()

@@ -11,19 +11,12 @@
 #include "images.h"
 
 namespace snnfast {
-namespace {
+namespace cpu {
 
-using cpu::Pooling;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+const PoolingKernels& pooling(){SNN_RETURN_OF_CURRENT_ISA(pooling_kernels())}
 
-constexpr int64_t kMostPlaces = 256;
-constexpr int64_t kMostSide = std::numeric_limits<int>::max();
-constexpr int64_t kGrain = 1 << 14;  // elements of the input that are worth a thread
-
-const cpu::PoolingKernels& kernels(){SNN_RETURN_OF_CURRENT_ISA(pooling_kernels())}
-
-Pooling described(int64_t C, int64_t H, int64_t W, const int64_t (&kernel)[2], const int64_t (&stride)[2]) {
+Pooling describe_pooling(int64_t C, int64_t H, int64_t W, const int64_t (&kernel)[2], const int64_t (&stride)[2]) {
+  static constexpr int64_t kMostPlaces = 256, kMostSide = std::numeric_limits<int>::max();
   const int64_t size[2] = {H, W};
   int outputs[2];
   for (int d = 0; d < 2; ++d) {
@@ -38,6 +31,18 @@ Pooling described(int64_t C, int64_t H, int64_t W, const int64_t (&kernel)[2], c
           small(kernel[0]), small(kernel[1]), small(stride[0]), small(stride[1])};
 }
 
+}  // namespace cpu
+
+namespace {
+
+using cpu::describe_pooling;
+using cpu::Pooling;
+using cpu::pooling;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kGrain = 1 << 14;  // elements of the input that are worth a thread
+
 template <typename Visit>
 void each_image(const Pooling& p, int64_t N, Visit&& visit) {
   cpu::in_parallel(0, N, kGrain / std::max<int64_t>(p.inputs(), 1) + 1, [&](int64_t first, int64_t last) {
@@ -49,14 +54,14 @@ void each_image(const Pooling& p, int64_t N, Visit&& visit) {
 std::tuple<Tensor, Tensor> max_pooling(const Tensor& x, int64_t kernel_y, int64_t kernel_x, int64_t stride_y,
                                        int64_t stride_x) {
   check_image(x, "x");
-  const Pooling p = described(x.size(1), x.size(2), x.size(3), {kernel_y, kernel_x}, {stride_y, stride_x});
+  const Pooling p = describe_pooling(x.size(1), x.size(2), x.size(3), {kernel_y, kernel_x}, {stride_y, stride_x});
   const Tensor y = new_image(x, x.size(0), p.C, p.Y, p.X);
   const Tensor places = new_image(x, x.size(0), p.C, p.Y, p.X, ScalarType::Byte);
   const float* const images = static_cast<const float*>(x.const_data_ptr());
   float* const largest = static_cast<float*>(y.mutable_data_ptr());
   uint8_t* const at = static_cast<uint8_t*>(places.mutable_data_ptr());
   each_image(p, x.size(0), [&](int64_t n) {
-    kernels().forward(p, images + n * p.inputs(), largest + n * p.outputs(), at + n * p.outputs());
+    pooling().forward(p, images + n * p.inputs(), largest + n * p.outputs(), at + n * p.outputs());
   });
   return {y, places};
 }
@@ -66,7 +71,7 @@ Tensor max_pooling_backward(const Tensor& grad, const Tensor& places, int64_t H,
                             int64_t kernel_x, int64_t stride_y, int64_t stride_x) {
   check_image(grad, "grad");
   check_image(places, "places", ScalarType::Byte);
-  const Pooling p = described(grad.size(1), H, W, {kernel_y, kernel_x}, {stride_y, stride_x});
+  const Pooling p = describe_pooling(grad.size(1), H, W, {kernel_y, kernel_x}, {stride_y, stride_x});
   const int64_t sizes[4] = {grad.size(0), p.C, p.Y, p.X};
   for (int d = 0; d < 4; ++d) {
     STD_TORCH_CHECK(grad.size(d) == sizes[d] && places.size(d) == sizes[d], "grad, places: wrong shape");
@@ -76,7 +81,7 @@ Tensor max_pooling_backward(const Tensor& grad, const Tensor& places, int64_t H,
   const uint8_t* const at = static_cast<const uint8_t*>(places.const_data_ptr());
   float* const made = static_cast<float*>(of_x.mutable_data_ptr());
   each_image(p, grad.size(0), [&](int64_t n) {
-    kernels().backward(p, given + n * p.outputs(), at + n * p.outputs(), made + n * p.inputs());
+    pooling().backward(p, given + n * p.outputs(), at + n * p.outputs(), made + n * p.inputs());
   });
   return of_x;
 }
@@ -84,11 +89,11 @@ Tensor max_pooling_backward(const Tensor& grad, const Tensor& places, int64_t H,
 // Returns the mean of each window.
 Tensor average_pooling(const Tensor& x, int64_t kernel_y, int64_t kernel_x, int64_t stride_y, int64_t stride_x) {
   check_image(x, "x");
-  const Pooling p = described(x.size(1), x.size(2), x.size(3), {kernel_y, kernel_x}, {stride_y, stride_x});
+  const Pooling p = describe_pooling(x.size(1), x.size(2), x.size(3), {kernel_y, kernel_x}, {stride_y, stride_x});
   const Tensor y = new_image(x, x.size(0), p.C, p.Y, p.X);
   const float* const images = static_cast<const float*>(x.const_data_ptr());
   float* const means = static_cast<float*>(y.mutable_data_ptr());
-  each_image(p, x.size(0), [&](int64_t n) { kernels().average(p, images + n * p.inputs(), means + n * p.outputs()); });
+  each_image(p, x.size(0), [&](int64_t n) { pooling().average(p, images + n * p.inputs(), means + n * p.outputs()); });
   return y;
 }
 
@@ -96,13 +101,13 @@ Tensor average_pooling(const Tensor& x, int64_t kernel_y, int64_t kernel_x, int6
 Tensor average_pooling_backward(const Tensor& grad, int64_t H, int64_t W, int64_t kernel_y, int64_t kernel_x,
                                 int64_t stride_y, int64_t stride_x) {
   check_image(grad, "grad");
-  const Pooling p = described(grad.size(1), H, W, {kernel_y, kernel_x}, {stride_y, stride_x});
+  const Pooling p = describe_pooling(grad.size(1), H, W, {kernel_y, kernel_x}, {stride_y, stride_x});
   STD_TORCH_CHECK(grad.size(2) == p.Y && grad.size(3) == p.X, "grad: wrong shape");
   const Tensor of_x = new_image(grad, grad.size(0), p.C, p.H, p.W);
   const float* const given = static_cast<const float*>(grad.const_data_ptr());
   float* const made = static_cast<float*>(of_x.mutable_data_ptr());
   each_image(p, grad.size(0),
-             [&](int64_t n) { kernels().average_backward(p, given + n * p.outputs(), made + n * p.inputs()); });
+             [&](int64_t n) { pooling().average_backward(p, given + n * p.outputs(), made + n * p.inputs()); });
   return of_x;
 }
 

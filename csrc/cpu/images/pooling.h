@@ -36,4 +36,10 @@ struct PoolingKernels {
 
 SNN_DECLARE_FOR_EACH_ISA(const PoolingKernels& pooling_kernels())
 
+// Those of this processor.
+const PoolingKernels& pooling();
+
+// Describes the pooling of an image to the kernels. Throws where they do not have it.
+Pooling describe_pooling(int64_t C, int64_t H, int64_t W, const int64_t (&kernel)[2], const int64_t (&stride)[2]);
+
 }  // namespace snnfast::cpu

@@ -1,8 +1,10 @@
-// The ops of batch normalisation in training and the neuron behind it, on the CPU.
+// The ops of batch normalisation in training and the neuron behind it, on the CPU, and of a pooling behind both.
 // snnfast/_unroll/normed.py decides when they are called, and has their definition.
 //
-// The normalised currents are made row by row, where the kernels of the neuron read them, and are never in memory.
+// The normalised currents are made row by row, where the kernels of the neuron read them, and are never in memory. Nor
+// are spikes that are pooled: each strip of an image, as high as its windows, goes through all steps by itself.
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <tuple>
 #include <vector>
@@ -15,12 +17,14 @@
 #include "../../op/tensors.h"
 #include "../memory/scratch.h"
 #include "run.h"
+#include "strips.h"
 
 namespace snnfast {
 namespace {
 
 using cpu::Channels;
 using cpu::NormedGradients;
+using cpu::Strips;
 
 constexpr int64_t kChunk = 1024;      // neurons that go back through all steps together
 constexpr int64_t kPart = 1 << 14;    // elements of a step that a thread takes at least
@@ -118,23 +122,68 @@ struct Call {
   }
 };
 
-// Returns the spikes; if `last` is set the state after the last step; and if `save` is set, and there are so many
-// steps, the states before every kCheckpoint-th step.
+// The shape and the strides of what is pooled: [T, B, C, Y, X] in the order of x.
+std::array<Shape, 2> of_pooled(const Tensor& x, const Steps& steps, const Strips& strips) {
+  const int64_t B = steps.B, C = steps.C, Y = strips.Y, X = strips.image.X, of_image = C * Y * X;
+  const std::vector<int64_t> sizes{x.size(0), B, C, Y, X};
+  if (steps.channels_last) return {Shape(sizes), Shape(std::vector<int64_t>{B * of_image, of_image, 1, X * C, C})};
+  return {Shape(sizes), contiguous_strides(Shape(sizes))};
+}
+
+void check_pooled(const Tensor& t, const char* name, ScalarType type, const std::array<Shape, 2>& wanted) {
+  const auto& [sizes, strides] = wanted;
+  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == type && t.dim() == 5, name, ": expected what is pooled, on the CPU");
+  for (int d = 0; d < 5; ++d) {
+    STD_TORCH_CHECK(t.size(d) == sizes[d] && (sizes[d] <= 1 || t.stride(d) == strides[d]), name, ": wrong shape");
+  }
+}
+
+// Returns the spikes, or those that are pooled and the place of each maximum; if `last` is set the state after the last
+// step; and if `save` is set, and there are so many steps, the states before every kCheckpoint-th step.
 template <typename Neuron>
 std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeTensor& state,
-                            const std::vector<Tensor>& parameters, int64_t reset, bool last, bool save) {
+                            const std::vector<Tensor>& parameters, int64_t reset, const std::vector<int64_t>& windows,
+                            bool last, bool save) {
   Call<Neuron> call(x, numbers);
+  OpTensors<CpuBackend>& tensors = call.tensors;
   Forward<Neuron> p{};
   call.describe(p, x, state, parameters, reset);
-  p.spk = call.tensors.make(x.scalar_type(), p.T);
-  if (last) p.last[0] = call.tensors.make(call.tensors.opmath, kNoRows);
+  std::optional<Strips> strips;
+  if (windows.empty()) {
+    p.spk = tensors.make(x.scalar_type(), p.T);
+    p.spk_stride = p.N;
+  } else {
+    const auto [sizes, strides] = of_pooled(x, call.steps, strips.emplace(x, call.steps, windows));
+    for (const ScalarType type : {ScalarType::Float, ScalarType::Byte}) {
+      tensors.outputs.push_back(CpuBackend::empty(x, sizes, strides, type));
+    }
+  }
+  if (last) p.last[0] = tensors.make(tensors.opmath, kNoRows);
   const int64_t saved = saved_rows(Saved::kCheckpoints, p.T);
   if (save && saved > 0) {
     p.saved = Saved::kCheckpoints;
-    p.rows = call.tensors.make(call.tensors.opmath, saved);
+    p.rows = tensors.make(tensors.opmath, saved);
   }
-  cpu::forward(p, &call.norm);
-  return call.tensors.outputs;
+  if (!strips.has_value()) {
+    cpu::forward(p, &call.norm);
+    return tensors.outputs;
+  }
+  float* const pooled = static_cast<float*>(tensors.outputs[0].mutable_data_ptr());
+  uint8_t* const places = static_cast<uint8_t*>(tensors.outputs[1].mutable_data_ptr());
+  const auto kernel = cpu::current_kernels<Neuron>().forward[static_cast<int>(p.dtype)];
+  const int64_t work = p.T * strips->most;
+  cpu::in_parallel(0, strips->number, cpu::kNormGrain / work + 1, [&](int64_t first, int64_t last) {
+    cpu::pool::Scratch<float> spk(work);
+    Forward<Neuron> of_strip = p;
+    of_strip.spk = spk.data();
+    of_strip.spk_stride = strips->most;
+    for (int64_t i = first; i < last; ++i) {
+      of_strip.spk_first = strips->first(i);
+      kernel(of_strip, &call.norm, strips->first(i), strips->last(i), false);
+      strips->pool(i, spk.data(), pooled, places);
+    }
+  });
+  return tensors.outputs;
 }
 
 // How the neurons of a step are shared out to those who sum: into parts of some chunks. All of it depends on nothing
@@ -142,14 +191,15 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeT
 struct Chunks {
   int64_t size, number, parts;
 
-  explicit Chunks(const Steps& steps) : size(kChunk) {
+  // `strips`: so many have chunks of their own, and are what is shared out.
+  Chunks(const Steps& steps, int64_t strips) : size(kChunk) {
     const int64_t N = steps.layout.N, C = steps.C;
     if (steps.channels_last && C < kChunk) {  // whole pixels, and whole cache lines if these are not too many
       const int64_t whole = cpu::kUnit / std::gcd(C, cpu::kUnit);
       const int64_t pixels = kChunk / C;
       size = C * (pixels >= whole ? pixels / whole * whole : pixels);
     }
-    number = (N + size - 1) / size;
+    number = strips > 0 ? strips : (N + size - 1) / size;
     parts = std::clamp<int64_t>(steps.B * steps.S / kPartSamples, 1, std::min(number, kMostParts));
   }
 };
@@ -157,11 +207,13 @@ struct Chunks {
 // Returns the gradients of the bias and of the weight [2, T, C] in float64, with one row over time; the shares of the
 // channels in that of the first parameter [C] in float64 if it is needed, which Leaky has not; that of x if it or that
 // of the state is needed; and that of the state if it is.
+// `grad`: that of the spikes, or [T, B, C, Y, X] of what was pooled, beside the places of the maxima.
 template <typename Neuron>
 std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, const Tensor& x,
-                             const MaybeTensor& checkpoints, const Tensor& numbers, const MaybeTensor& state,
-                             const std::vector<Tensor>& parameters, int64_t reset, int64_t surrogate, double p0,
-                             double p1, bool needs_first, bool needs_x, bool needs_state) {
+                             const MaybeTensor& checkpoints, const MaybeTensor& places, const Tensor& numbers,
+                             const MaybeTensor& state, const std::vector<Tensor>& parameters, int64_t reset,
+                             const std::vector<int64_t>& windows, int64_t surrogate, double p0, double p1,
+                             bool needs_first, bool needs_x, bool needs_state) {
   Call<Neuron> call(x, numbers);
   OpTensors<CpuBackend>& tensors = call.tensors;
   Backward<Neuron> p{};
@@ -174,7 +226,19 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
   if (saved > 0) p.rows = tensors.read(checkpoints, "rows", tensors.opmath, saved);
   p.surrogate = static_cast<SurrogateKind>(surrogate);
   p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
-  p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
+  std::optional<Strips> strips;
+  const float* given = nullptr;
+  const uint8_t* at_places = nullptr;
+  if (windows.empty()) {
+    p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
+  } else {
+    const auto pooled = of_pooled(x, call.steps, strips.emplace(x, call.steps, windows));
+    STD_TORCH_CHECK(places.has_value(), "places: expected with windows");
+    check_pooled(grad, "grad", ScalarType::Float, pooled);
+    check_pooled(*places, "places", ScalarType::Byte, pooled);
+    given = static_cast<const float*>(grad.const_data_ptr());
+    at_places = static_cast<const uint8_t*>(places->const_data_ptr());
+  }
   p.grad_last[0] = tensors.read(grad_last, "gradient of a state", tensors.opmath, kNoRows);
   const int64_t C = call.steps.C, rows = call.rows;
   tensors.outputs.push_back(call.steps.make(x, {2, rows, C}, ScalarType::Double));
@@ -199,7 +263,7 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
     table.set(t, NormedGradients::kMean, [=](int64_t c) { return of[c * kNormNumbers + 2]; });
   });
 
-  const Chunks chunks(call.steps);
+  const Chunks chunks(call.steps, strips.has_value() ? strips->number : 0);
   const int64_t each = rows * 2 * C;
   cpu::pool::Scratch<double> partial(chunks.parts * each);
   const auto kernel = cpu::current_kernels<Neuron>().backward[static_cast<int>(p.dtype)];
@@ -212,8 +276,20 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
       cpu::Normalised norm = call.norm;
       norm.chunk = chunks.size;
       norm.sums = own;
-      const auto at = [&](int64_t i) { return std::min(chunks.number * i / chunks.parts * chunks.size, p.N); };
-      kernel(p, &norm, at(part), at(part + 1), stream);
+      const int64_t begin = chunks.number * part / chunks.parts, end = chunks.number * (part + 1) / chunks.parts;
+      if (!strips.has_value()) {
+        kernel(p, &norm, begin * chunks.size, std::min(end * chunks.size, p.N), stream);
+        continue;
+      }
+      cpu::pool::Scratch<float> spread(p.T * strips->most);
+      Backward<Neuron> of_strip = p;
+      of_strip.grad_spk = spread.data();
+      of_strip.grad_spk_stride = strips->most;
+      for (int64_t i = begin; i < end; ++i) {
+        strips->spread(i, given, at_places, spread.data());
+        of_strip.grad_spk_first = strips->first(i);
+        kernel(of_strip, &norm, strips->first(i), strips->last(i), stream);
+      }
     }
   });
 

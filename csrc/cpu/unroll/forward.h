@@ -96,12 +96,12 @@ struct ForwardBlock {
   }
 
   void run_steps(int64_t t, int steps) {
-    S* const spk = p.reduce ? nullptr : row_of<S>(p.spk, t, p.N, first);
+    S* const spk = p.reduce ? nullptr : row_of<S>(p.spk, t, p.spk_stride, first - p.spk_first);
     A* const deciding = row_of<A>(p.deciding, t, p.N, first);
     const int64_t end = t + steps;
     const S* const x = row_of<const S>(p.x, t, p.x_stride(), first);
     rows.x = open_currents(norm, x, p.x_stride(), t, steps, first, n, x_scratch);
-    rows.spk = open_for_writing(spk, p.N, n, spk_scratch);
+    rows.spk = open_for_writing(spk, p.spk_stride, n, spk_scratch);
     rows.ahead = {nullptr, 0};
     if constexpr (std::is_same_v<S, float>) {
       // The rows that are normalised next. They would else be read while nothing is computed.
@@ -128,7 +128,7 @@ struct ForwardBlock {
       close(record[s], p.N, steps, n, rows.record[s], stream);
       rows.before[s] = rows.after[s];
     }
-    close(spk, p.N, steps, n, rows.spk, stream);
+    close(spk, p.spk_stride, steps, n, rows.spk, stream);
     if (bits != nullptr && !bits_in_place) std::memcpy(bits, bits_scratch, static_cast<size_t>(n));
     close(deciding, p.N, steps, n, rows.deciding, stream);
     for (int k = 0; k < steps && p.saved == Saved::kSpikes; ++k) save(t + k, rows.record[kMem][k]);

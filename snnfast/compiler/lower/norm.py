@@ -1,4 +1,7 @@
-"""A batch normalisation in training that only an unroll reads becomes a part of it, if there are kernels for both."""
+"""A batch normalisation in training that only an unroll reads becomes a part of it, if there are kernels for both.
+
+So does the pooling that alone reads the spikes of the two.
+"""
 
 from functools import partial
 from typing import Any
@@ -8,18 +11,30 @@ from torch.fx import Node
 
 from snnfast._core.ops import has_cpu_kernels, has_norm
 from snnfast._images.batch_norm import batch_norm, update_averages
+from snnfast._images.pool2d import avg_pool2d, max_pool2d, windows
 from snnfast._unroll.graph import unroll_steps
-from snnfast._unroll.normed import Norm
-from snnfast.compiler.calls import value
+from snnfast._unroll.normed import Norm, Pool
+from snnfast.compiler.calls import arguments, name_of, value
 from snnfast.compiler.writer import Writer
 
 
-def normed_unroll_steps(x: Tensor, norm: tuple[Any, ...], neuron: str, *asked: Any) -> list[Tensor | None]:
-    """``unroll_steps(neuron, batch_norm(x, *norm), *asked)``."""
+def normed_unroll_steps(
+    x: Tensor, norm: tuple[Any, ...], neuron: str, *asked: Any, pool: tuple[Any, ...] | None = None
+) -> list[Tensor | None]:
+    """``unroll_steps(neuron, batch_norm(x, *norm), *asked)``, and a pooling of its spikes (see :func:`fuse_pool`)."""
     weight, bias, *running, eps = norm
     update = partial(update_averages, tuple(running))
-    of_both = Norm(weight, bias, eps, False, update, lambda x: batch_norm(x, *norm))
+    pooled = None if pool is None else Pool(pool[0], partial(_pool, *pool[1:]))
+    of_both = Norm(weight, bias, eps, False, update, lambda x: batch_norm(x, *norm), pooled)
     return unroll_steps(neuron, x, *asked, norm=of_both)  # type: ignore[misc]
+
+
+def _pool(name: str, how: tuple[Any, ...], spk: Tensor) -> Tensor:
+    pooled: Tensor = _POOLINGS[name](spk.flatten(0, 1), *how)
+    return pooled.view(len(spk), -1, *pooled.shape[1:])
+
+
+_POOLINGS = {"max_pool2d": max_pool2d, "avg_pool2d": avg_pool2d}
 
 
 def fuse_norm(writer: Writer, unroll: Node) -> bool:
@@ -46,6 +61,43 @@ def fuse_norm(writer: Writer, unroll: Node) -> bool:
     writer.effects.add(unroll)
     writer.graph.erase_node(norm)
     return True
+
+
+def fuse_pool(writer: Writer, unroll: Node, spk: Node) -> None:
+    """Let the pooling that alone reads the spikes of an unroll behind a batch normalisation become a part of it.
+
+    It stands between ``flatten`` and ``unflatten``, for which time is a part of the batch.
+    """
+    calls: list[Node] = [spk]
+    for name in ("flatten", "pool2d", "unflatten"):
+        (reader, *others) = calls[-1].users
+        if others or not name_of(reader.target).endswith(name) or reader.meta["context"] != unroll.meta["context"]:
+            return
+        calls.append(reader)
+    _, flat, pool, back = calls
+    given, t = arguments(pool), value(spk)
+    name, is_max = name_of(pool.target), name_of(pool.target) == "max_pool2d"
+    if name not in _POOLINGS or t.dim() != 5 or flat.args != (spk, 0, 1) or back.args[1] != 0:
+        return
+    if value(back).shape[:2] != t.shape[:2] or not all(isinstance(n, int) for n in t.shape[2:]):
+        return
+    _, *how = given.values()
+    kernel, stride, padding = how[:3]
+    dilation, ceil_mode = (how[3], how[4]) if is_max else (1, how[3])
+    if not is_max and given["divisor_override"] is not None:
+        return
+    found = windows(not is_max, t.shape[3:], kernel, stride, padding, dilation, ceil_mode)
+    if found is None:
+        return
+    unroll.kwargs = {"pool": (found, name, tuple(map(_frozen, how)))}
+    spk.meta["example_value"] = value(back)
+    back.replace_all_uses_with(spk)
+    for node in (back, pool, flat):
+        writer.graph.erase_node(node)
+
+
+def _frozen(a: Any) -> Any:
+    return tuple(a) if isinstance(a, list) else a
 
 
 def _averages(norm: Node) -> set[Node]:

@@ -13,7 +13,7 @@ from snnfast.compiler.emit import Emitter
 from snnfast.compiler.layers import inputs_of_layer, is_connected, parameters_of, states_of
 from snnfast.compiler.loop import Statement
 from snnfast.compiler.lower.linear import fuse_linear
-from snnfast.compiler.lower.norm import fuse_norm
+from snnfast.compiler.lower.norm import fuse_norm, fuse_pool
 from snnfast.compiler.lower.sums import is_sum
 from snnfast.compiler.parts.base import Part, steps_of
 
@@ -87,6 +87,8 @@ class Unroll(Part):
             self._call.args = (*self._call.args, *linear)
             self.fused = True
         self.normed = fuse_norm(to, self._call)
+        if self.normed and spk is not None and count is None:
+            fuse_pool(to, self._call, spk)
 
     def describe(self) -> Iterator[str]:
         how = ", connected: one product a step" if is_connected(self.layer.node) else ""
