@@ -71,10 +71,10 @@ class Run(torch.autograd.Function):
         needs = ctx.needs_input_grad[3:]
         if all(g is None for g in grads):
             return (None,) * (3 + len(needs))
-        if torch.is_grad_enabled():
-            return None, None, None, *_second(ctx, grads)
-        count = sum(codes.counts)
         *saved, read, checkpoints = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, None, None, *_second(ctx, saved, grads)
+        count = sum(codes.counts)
         tensors, linear = saved[:count], saved[count:]
         behind: list[Tensor | None] = [None] * len(linear)
         few = -1  # the output whose gradient the kernels make from that of a linear layer
@@ -106,7 +106,7 @@ class Run(torch.autograd.Function):
             )
         except NoKernelError as error:
             say_step_by_step(f"backward on {call.device.type}: {error}")
-            return None, None, None, *_second(ctx, grads)
+            return None, None, None, *_second(ctx, saved, grads)
         made: list[Tensor | None] = []
         for i, t in enumerate(tensors):
             if len(series) <= i < len(series) + len(states):
@@ -150,7 +150,7 @@ def _bits(found: Tensor, call: Call) -> Tensor:
 _ONE = torch.ones((), device="cpu", dtype=torch.float32)  # the height of a spike
 
 
-def _second(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _second(ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The gradients by autograd through the loop, which can be differentiated again."""
     call, needs = ctx.call, ctx.needs_input_grad[3:]
     count = sum(ctx.codes.counts)
@@ -163,7 +163,7 @@ def _second(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
             results[call.output] = y.reshape(call.steps, -1, y.shape[-1])
         return results
 
-    return differentiable(loop, ctx.saved_tensors[: len(needs)], needs, grads)
+    return differentiable(loop, saved[: len(needs)], needs, grads)
 
 
 def differentiable(

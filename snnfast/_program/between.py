@@ -294,7 +294,8 @@ def _counts(
 def _backward(ctx: Any, needs: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     between, codes, calls = ctx.how
     parts, products, numbers = between.parts, between.products, range(len(between.parts))
-    tensors, others = ctx.saved_tensors[: len(needs)], list(ctx.saved_tensors[len(needs) :])
+    saved = ctx.saved_tensors  # a checkpoint hands each of them out once
+    tensors, others = saved[: len(needs)], list(saved[len(needs) :])
     series, states, constants = split(tensors, between.counts)
     needs_series, _, needs_constants = split(needs, between.counts)
     read: dict[tuple[int, int], Tensor] = {(i, o): others.pop(0) for i in numbers for o in between.read[i]}

@@ -162,7 +162,7 @@ def argument_of(
         return Same(first)
     if all(map(is_number, column)):
         stride = column[1] - first
-        regular = all(type(a) is type(first) and a == first + stride * row for row, a in enumerate(column))
+        regular = all(is_same(a, first + stride * row) for row, a in enumerate(column))  # 0.0 and -0.0 differ
         return Count(first, stride) if regular else Each(tuple(column))
     source = found.get(column[-1]) if isinstance(column[-1], Node) else None
     if source is not None and source[0].loop is loop:

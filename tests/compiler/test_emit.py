@@ -7,6 +7,7 @@ import pytest
 import torch
 from compiler.forms import after_merging, leaky, tensor
 from compiler.internals import ByRecording
+from helpers import assert_bits_equal
 from loop_nets import by_tracing
 from torch import Tensor, nn
 
@@ -98,3 +99,19 @@ def test_results_that_are_computed_once_for_all_steps_are_separate(by: Any, view
         out = net(x, T)
         assert len({t.data_ptr() for t in out}) == T
         assert all(torch.equal(t, out[0]) for t in out)
+
+
+def test_zeros_of_both_signs_are_numbers_that_differ() -> None:
+    lif = snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> Tensor:
+        mem, number, out = torch.zeros(3), 0.0, []
+        for step in x:
+            current = step - number
+            _, mem = lif(current, mem)
+            out.append(current)
+            number = -number
+        return torch.stack(out)
+
+    x = -torch.zeros(6, 3)
+    assert_bits_equal(torch.compile(loop, backend="snnfast")(x), loop(x))

@@ -4,6 +4,7 @@ What becomes of each kind of loop is in programs.py.
 """
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from running import assert_alike
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 import snnfast
 from benchmarks.collection.comparison import EXACT, TOLERANCES
@@ -109,3 +111,13 @@ def test_a_first_state_in_a_record_that_is_filled_later() -> None:
     x = torch.rand(5, 2, 4, dtype=torch.float64, requires_grad=True)
     found, expected = (torch.autograd.grad(f(x).sum(), [x, *fc.parameters()]) for f in (snnfast.compile(loop), loop))
     assert_all_close(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["adaptive_threshold", "recurrent_weights", "bits_to_a_linear"])
+def test_in_a_checkpoint(name: str, reports: list[Any]) -> None:
+    """It hands each saved tensor out once."""
+    net, x = ByHand(PROGRAMS[name].loop), torch.randn(7, 5, 7).requires_grad_()
+    again = partial(checkpoint, torch.compile(net, backend="snnfast"), use_reentrant=False)
+    again.named_parameters = net.named_parameters  # type: ignore[attr-defined]
+    assert_alike(again, net, x, TOLERANCES["float32"])
+    assert "one recurrence" in str(*reports)
