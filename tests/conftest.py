@@ -10,6 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+# Read when torch is imported. Several processes have more threads than there are cores: one that spins while it waits
+# takes the time of those that it waits for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import pytest
 import torch
