@@ -16,12 +16,12 @@ from random_programs import KINDS, PIECES, Program, neuron_by_hand
 from running import LEFT_OUT, OUTCOMES, SETTINGS, outcome, with_settings
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
-PROGRAMS, CHUNK = 500 if THOROUGH else 40, 20
+PROGRAMS, CHUNK = 500 if THOROUGH else 20, 20
 
 
-def compare(numbers: range | list[int]) -> Counter[str]:
+def compare(numbers: range | list[int], how: str = "snnfast", long: bool = False) -> Counter[str]:
     differ: list[str] = []
-    _, statistics = with_settings(lambda: wrong(numbers, differ.append))
+    _, statistics = with_settings(lambda: wrong(numbers, differ.append, how, long))
     assert not differ, "\n".join(differ)
     return statistics
 
@@ -32,6 +32,12 @@ def test_random_loops_do_what_they_do_uncompiled(first: int) -> None:
     assert sum(statistics[name] for name in (*OUTCOMES, LEFT_OUT[1])) == CHUNK
     assert statistics["last"] > statistics["compared"] / 2
     assert sum(statistics[name] for name in ("wholly", "partly", "recurrence")) > 1
+
+
+@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["", "long"])
+@pytest.mark.parametrize("first", range(0, 80 if THOROUGH else 10, 10))
+def test_random_loops_do_what_they_do_unrecorded(first: int, long: bool) -> None:
+    assert compare(range(first, first + 10), "recording", long)["planned"]
 
 
 # No database and no shrinking: a number near another one is another program altogether.
