@@ -13,6 +13,7 @@ import snnfast
 from snnfast import MultiStep
 from snnfast._core import ops
 from snnfast._core.order import dense_steps
+from snnfast._unroll import normed
 from snnfast.reference import lif
 from snnfast.spikingjelly import neuron
 from snnfast.spikingjelly.surrogate import ATan, Sigmoid
@@ -145,6 +146,13 @@ def membranes(x: Tensor, norm: Any, over_time: bool, neurons: Neurons = LEAKY) -
     y = ((y - mean) * scale + shift).to(x.dtype).float() if ops.has_cpu_kernels(x.device) else scale * y + shift
     spk, mem = neurons.spikes(y)
     return spk.to(x.dtype), mem
+
+
+def by_reference(x: Tensor, norm: Any, state: Tensor | None, neurons: Any = None) -> tuple[Tensor, ...]:
+    """What the definition makes of a call, of neurons that are leaky by default; and the last state."""
+    neurons = neurons or leaky()
+    how = normed._How(neurons.neuron, neurons._options(), norm.eps, over_time=False, last=True)
+    return normed.reference(how, x, norm.weight, norm.bias, state, neurons._values())
 
 
 def in_float64(

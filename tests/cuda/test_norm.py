@@ -10,7 +10,21 @@ import pytest
 import torch
 from emulator.build import set_seed, set_vector_minimum, take_launches
 from helpers import FIRST_SEED, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
-from norm_checks import DTYPES, LEAKY, NODES, Neurons, Shape, check, images, leaky, membranes, net_of, nodes, norm_of
+from norm_checks import (
+    DTYPES,
+    LEAKY,
+    NODES,
+    Neurons,
+    Shape,
+    by_reference,
+    check,
+    images,
+    leaky,
+    membranes,
+    net_of,
+    nodes,
+    norm_of,
+)
 from torch import Tensor, nn
 
 import snnfast
@@ -143,24 +157,6 @@ def test_the_running_averages_are_those_of_pytorch(
 
 
 @emulated
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
-def test_numbers_that_are_none_stay_in_their_channel(value: float, device: torch.device) -> None:
-    x = images(4, (3, 4, 4, 4))
-    norm = norm_of(x)
-    clean = net_of(norm, leaky())(x)
-    x[2, 1, 3, 0, 0] = value
-    x.requires_grad_()
-    spk = net_of(norm, leaky())(x)
-    assert_bits_equal(spk, membranes(x, norm, over_time=False)[0])
-    assert_bits_equal(spk[:, :, :3], clean[:, :, :3])
-    grads = torch.autograd.grad(spk.square().sum(), [x, *norm.parameters()])
-    assert grads[0][:3, :, 3].isnan().all()
-    assert not grads[0][:, :, :3].isnan().any()
-    for grad in grads[1:]:
-        assert grad.isnan().tolist() == [False, False, False, True]
-
-
-@emulated
 def test_no_order_of_threads_or_blocks_changes_a_bit(device: torch.device) -> None:
     for shape, layout in itertools.product(((3, 2, 20, 36), (5, 36, 3, 3)), ("usual", "channels_last")):
         x = images(4, shape, layout=layout).requires_grad_()
@@ -197,12 +193,6 @@ def test_misaligned_and_strided_inputs_and_gradients(device: torch.device) -> No
         of_rows = torch.autograd.grad((spk * torch.arange(4.0)).sum(), [other, *norm.parameters()], retain_graph=True)
         dense = torch.arange(4.0).expand(x.shape).contiguous()
         assert_all_close(of_rows, torch.autograd.grad(spk, [other, *norm.parameters()], dense), 1e-6)
-
-
-def by_reference(x: Tensor, norm: Any, state: Tensor | None, neurons: Any = None) -> tuple[Tensor, ...]:
-    neurons = neurons or leaky()
-    how = normed._How(neurons.neuron, neurons._options(), norm.eps, over_time=False, last=True)
-    return normed.reference(how, x, norm.weight, norm.bias, state, neurons._values())
 
 
 @emulated
@@ -243,22 +233,6 @@ def test_a_layer_goes_on_from_the_state_that_it_holds(device: torch.device) -> N
         wanted, (state,) = net_of(copy.deepcopy(norm), neurons)(x, states=[state], return_states=True)
         assert_bits_equal(spk, wanted)
         assert_bits_equal(held.mem, state)
-
-
-@emulated
-def test_a_second_derivative_is_that_of_the_definition(device: torch.device) -> None:
-    x, state = images(3, (2, 4, 4)).requires_grad_(), torch.rand(2, 4, 4).requires_grad_()
-    norm, found = norm_of(x), []
-    wanted = [x, state, *norm.parameters()]
-    for make in (
-        lambda: net_of(norm, leaky())(x, states=[state], return_states=True),
-        lambda: by_reference(x, norm, state),
-    ):
-        spk, last = make()
-        last = last[0] if isinstance(last, list) else last
-        first = torch.autograd.grad(spk.square().sum() + last.square().sum(), wanted, create_graph=True)
-        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), wanted)])
-    assert_all_close(found[0], found[1], 1e-5)
 
 
 @emulated
@@ -308,30 +282,21 @@ def test_what_watches_a_network_sees_the_spikes(device: torch.device) -> None:
     assert next(iter(seen.layers.values())).rate == pytest.approx(spk.mean().item())
 
 
-# ---- which calls take the kernels
+# ---- which calls take the kernels, beside those of tests/unroll/test_normed.py
 
 Call = Callable[[nn.Module, Tensor], Any]
 APART: dict[str, tuple[Callable[[], nn.Module], Call]] = {
-    "learned beta": (lambda: leaky(learn_beta=True), MultiStep.__call__),
-    "learned threshold": (lambda: leaky(learn_threshold=True), MultiStep.__call__),
-    "beta of each neuron": (lambda: leaky(beta=torch.linspace(0.5, 0.9, 4)), MultiStep.__call__),
     "a node that divides by tau": (lambda: spikingjelly.neuron.LIFNode(3.0), MultiStep.__call__),
     "a node with another surrogate": (
         lambda: spikingjelly.neuron.IFNode(surrogate_function=surrogate.triangular()),
         MultiStep.__call__,
     ),
     "reset to zero": (lambda: leaky(reset_mechanism="zero"), MultiStep.__call__),
-    "immediate reset": (lambda: leaky(reset_delay=False), MultiStep.__call__),
     "another surrogate": (lambda: leaky(spike_grad=surrogate.sigmoid()), MultiStep.__call__),
     "a flat surrogate": (lambda: leaky(spike_grad=surrogate.atan(1e-6)), MultiStep.__call__),
     "a steep surrogate": (lambda: leaky(spike_grad=surrogate.atan(1e6)), MultiStep.__call__),
     "a falling surrogate": (lambda: leaky(spike_grad=surrogate.fast_sigmoid(-1.0)), MultiStep.__call__),
-    "another neuron": (lambda: snnfast.Synaptic(0.9, 0.8), MultiStep.__call__),
     "17 steps": (leaky, lambda net, x: net(x.repeat(5, 1, 1, 1, 1)[:17])),
-    "no steps": (leaky, lambda net, x: net(x[:0])),
-    "constant": (leaky, lambda net, x: net(x[0], num_steps=4)),
-    "lengths": (leaky, lambda net, x: net(x, lengths=torch.tensor([2, 4, 1]))),
-    "evaluation": (leaky, lambda net, x: net.eval()(x)),
 }
 
 
@@ -355,28 +320,6 @@ def test_steps_of_more_neurons_than_32_bits_count_run_one_by_one(device: torch.d
 
 
 @emulated
-def test_a_norm_that_others_may_see_runs_by_itself(device: torch.device) -> None:
-    x = images(4, (3, 4, 4, 4))
-
-    class Own(nn.BatchNorm2d):
-        pass
-
-    hooked, seen = nn.BatchNorm2d(4), []
-    hooked.register_forward_hook(lambda *args: seen.append(args))
-    for norm in (Own(4), hooked):
-        take_launches()
-        net_of(norm, leaky())(x)
-        assert not any("norm" in kernel for kernel in launched())
-    take_launches()
-    MultiStep(nn.BatchNorm2d(4), nn.Identity(), leaky(), nn.Identity())(x)
-    MultiStep(nn.BatchNorm2d(4), leaky())(x)  # whose membranes are a result
-    with snnfast.use_backend("reference"):
-        net_of(nn.BatchNorm2d(4), leaky())(x)
-    net_of(nn.BatchNorm2d(4).double(), leaky())(x.double())
-    assert not any("norm" in kernel for kernel in launched())
-
-
-@emulated
 def test_other_results_of_a_network_are_as_before(device: torch.device) -> None:
     """Its spikes, of each of its layers, and a neuron layer behind with a state that is given."""
     x = images(4, (3, 4, 4, 4))
@@ -386,14 +329,6 @@ def test_other_results_of_a_network_are_as_before(device: torch.device) -> None:
     spk, expected = net[4].unroll(net[3](spikes[0].flatten(2)), torch.ones(3, 3))
     assert_bits_equal(spikes[1], spk)
     assert_bits_equal(mem, expected)
-
-
-@emulated
-def test_a_wrong_shape_is_pytorchs_error(device: torch.device) -> None:
-    with pytest.raises(ValueError, match="expected 4D input"):
-        net_of(nn.BatchNorm2d(4), leaky())(torch.rand(4, 3, 4, 5))
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        net_of(nn.BatchNorm1d(4), leaky())(torch.rand(4, 1, 4))
 
 
 @emulated
@@ -408,46 +343,6 @@ def test_without_gradients_only_the_spikes_are_made(device: torch.device) -> Non
     take_launches()
     net_of(norm, leaky())(x).sum().backward()  # nobody asks for the gradient of the input
     assert launched() == kernels("4, 1, 4")[:3]
-
-
-# ---- in a compiled loop
-
-
-class Loop(nn.Module):
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.conv, self.norm, self.lif1 = nn.Conv2d(3, 4, 3, padding=1, bias=False), norm, leaky()
-        self.fc, self.lif2 = nn.Linear(64, 3), leaky()
-
-    def forward(self, x: Tensor) -> Tensor:
-        mem1, mem2, spk_rec = self.lif1.reset_mem(), self.lif2.reset_mem(), []
-        for step in x:
-            spk, mem1 = self.lif1(self.norm(self.conv(step)), mem1)
-            spk, mem2 = self.lif2(self.fc(spk.flatten(1)), mem2)
-            spk_rec.append(spk)
-        return torch.stack(spk_rec)
-
-
-@emulated
-@pytest.mark.parametrize(
-    "by", [snnfast.compile, lambda net: torch.compile(net, backend="snnfast")], ids=["recorded", "traced"]
-)
-def test_a_compiled_loop(by: Any, device: torch.device) -> None:
-    torch._dynamo.reset()
-    x = torch.rand(4, 2, 3, 4, 4)
-    norm = norm_of(torch.zeros(4, 2, 4, 4, 4))
-    net = Loop(norm)
-    over_time = MultiStep(*(copy.deepcopy(m) for m in (net.conv, norm, net.lif1, nn.Flatten(), net.fc, net.lif2)))
-    compiled = by(net)
-    for _ in range(2):
-        compiled(x), over_time(x)
-    take_launches()
-    spk, (wanted, _) = compiled(x), over_time(x)
-    assert sum("forward_norm" in kernel for kernel in launched()) == 2
-    assert_bits_equal(spk, wanted)
-    assert_all_bits_equal(norm.buffers(), over_time[1].buffers())
-    grads = [torch.autograd.grad(s.square().sum(), list(m.parameters())) for s, m in ((spk, net), (wanted, over_time))]
-    assert_all_close(grads[0], grads[1], 1e-5)
 
 
 # ---- by SpikingJelly's names, in step mode "m"

@@ -1,4 +1,7 @@
-"""Batch normalisation in training and the neurons behind it in one, by the kernels of the CPU."""
+"""Batch normalisation in training and the neurons behind it in one, by the kernels of the CPU.
+
+Those of CUDA have the tests ``on_both`` as well, and others in tests/cuda/test_norm.py.
+"""
 
 import copy
 import gc
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
-from norm_checks import DTYPES, NODES, Shape, check, images, leaky, net_of, norm_of
+from norm_checks import DTYPES, NODES, Shape, by_reference, check, images, leaky, membranes, net_of, norm_of
 from torch import Tensor, nn
 
 import snnfast
@@ -30,6 +33,9 @@ SHAPES: dict[str, Shape] = {
     "chunks": (20, 20, 10, 10), "rows": (70, 33, 5, 5),
 }  # fmt: skip
 LAYOUTS = ("usual", "channels_last")
+on_both = pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("emulated", marks=pytest.mark.emulated)], indirect=True
+)
 
 
 @pytest.fixture(autouse=True)
@@ -146,17 +152,20 @@ def test_statistics_of_all_steps(layout: str, calls: list[None]) -> None:
     assert len(calls) == 2  # of few elements, PyTorch makes them
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
-def test_numbers_that_are_none_stay_in_their_channel(value: float) -> None:
+@on_both
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_numbers_that_are_none_stay_in_their_channel(value: float, device: torch.device) -> None:
     for layout in LAYOUTS:
         x = images(4, (3, 4, 4, 4), layout=layout)
         norm = norm_of(x)
         clean, _ = results(net_of, x, norm, leaky())
         x[2, 1, 3, 0, 0] = value
         found, grads = results(net_of, x, norm, leaky())
-        wanted, _ = results(apart, x, norm, leaky())
-        assert_bits_equal(found[0], wanted[0])
+        assert_bits_equal(found[0], membranes(x, norm, over_time=False)[0])
+        if ops.has_cpu_kernels(device):
+            assert_bits_equal(found[0], results(apart, x, norm, leaky())[0][0])
         assert_bits_equal(found[0][:, :, :3], clean[0][:, :, :3])
+        assert grads[0][:3, :, 3].isnan().all()
         assert not grads[0][:, :, :3].isnan().any()
         assert [g.isnan().tolist() for g in grads[1:]] == [[False, False, False, True]] * 2
 
@@ -211,14 +220,14 @@ def test_states_go_in_and_come_out(steps: int, calls: list[None]) -> None:
     assert len(calls) == 2
 
 
-def test_a_second_derivative_is_that_of_the_definition(calls: list[None]) -> None:
+@on_both
+def test_a_second_derivative_is_that_of_the_definition(device: torch.device, calls: list[None]) -> None:
     x, state = images(3, (4, 4, 3)).requires_grad_(), torch.rand(4, 4, 3).requires_grad_()
     norm, found = norm_of(x), []
     wanted = [x, state, *norm.parameters()]
-    how = normed._How(ops.NEURONS["leaky"], leaky()._options(), norm.eps, False, True)
     for make in (
         lambda: net_of(norm, leaky())(x, states=[state], return_states=True),
-        lambda: normed.reference(how, x, norm.weight, norm.bias, state, leaky()._values()),
+        lambda: by_reference(x, norm, state),
     ):
         spk, last = make()
         last = last[0] if isinstance(last, list) else last
@@ -297,15 +306,17 @@ APART: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], An
 }
 
 
+@on_both
 @pytest.mark.parametrize("name", APART)
-def test_what_does_not_fit_runs_one_by_one(name: str, calls: list[None]) -> None:
+def test_what_does_not_fit_runs_one_by_one(name: str, device: torch.device, calls: list[None]) -> None:
     make, call = APART[name]
     x = images(4, (3, 4, 4, 4))
     call(net_of(norm_of(x), make()), x)
     assert not calls
 
 
-def test_a_norm_that_others_may_see_runs_by_itself(calls: list[None]) -> None:
+@on_both
+def test_a_norm_that_others_may_see_runs_by_itself(device: torch.device, calls: list[None]) -> None:
     class Own(nn.BatchNorm2d):
         pass
 
@@ -314,6 +325,7 @@ def test_a_norm_that_others_may_see_runs_by_itself(calls: list[None]) -> None:
     for norm in (Own(4), hooked):
         net_of(norm, leaky())(x)
     assert len(seen) == 4  # a call for each step
+    apart(nn.BatchNorm2d(4), leaky())(x)
     MultiStep(nn.BatchNorm2d(4), leaky())(x)  # whose membranes are a result
     with snnfast.use_backend("reference"):
         net_of(nn.BatchNorm2d(4), leaky())(x)
@@ -329,7 +341,8 @@ def test_a_linear_layer_behind_the_neurons_takes_their_spikes_as_bits(calls: lis
     assert calls
 
 
-def test_a_wrong_shape_is_pytorchs_error() -> None:
+@on_both
+def test_a_wrong_shape_is_pytorchs_error(device: torch.device) -> None:
     with pytest.raises(ValueError, match="expected 4D input"):
         net_of(nn.BatchNorm2d(4), leaky())(torch.rand(4, 3, 4, 5))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
@@ -382,10 +395,11 @@ class Loop(nn.Module):
         return torch.stack(spk_rec)
 
 
+@on_both
 @pytest.mark.parametrize(
     "by", [snnfast.compile, lambda net: torch.compile(net, backend="snnfast")], ids=["recorded", "traced"]
 )
-def test_a_compiled_loop(by: Any, calls: list[None]) -> None:
+def test_a_compiled_loop(by: Any, device: torch.device, calls: list[None]) -> None:
     torch._dynamo.reset()
     x = torch.rand(4, 2, 3, 8, 8)
     norm = norm_of(torch.zeros(4, 2, 16, 8, 8))
