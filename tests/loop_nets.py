@@ -5,6 +5,7 @@ import warnings
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -50,6 +51,25 @@ class Feedback(nn.Module):
             spk, mem = self.lif(self.fc(x[step]) + self.back(spk).softmax(-1), mem)
             rec.append(spk)
         return torch.stack(rec)
+
+
+class OneStep(Net):
+    """The loop is outside."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        spk, _ = self.lif1(self.fc1(x[0]), torch.zeros(x.shape[1], 9))
+        return self.lif2(self.fc2(spk), torch.zeros(x.shape[1], 4))  # type: ignore[no-any-return]
+
+
+class WithSLSTM(nn.Module):
+    """One step: the loop is outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = pytest.importorskip("snntorch").SLSTM(12, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.lstm(x[0], *self.lstm.reset_mem())[::2]  # type: ignore[no-any-return]
 
 
 def currents(T: int = 5, B: int = 3) -> Tensor:

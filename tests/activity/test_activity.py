@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from multistep_checks import Loop
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,28 +16,6 @@ from snnfast import surrogate
 from snnfast.spikingjelly import functional, neuron
 
 T, B = 11, 3
-
-
-class Loop(nn.Module):
-    """Layers in sequence, step by step."""
-
-    def __init__(self, layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = layers
-
-    def forward(self, x: Tensor) -> Tensor:
-        states: dict[Any, Any] = {layer: () for layer in self.layers if hasattr(layer, "reset_mem")}
-        for layer in states:
-            layer.reset_mem()
-        rows = []
-        for y in x:
-            for layer in self.layers:
-                if layer in states:
-                    y, *states[layer] = layer(y, *states[layer])
-                else:
-                    y = layer(y)
-            rows.append(y)
-        return torch.stack(rows)
 
 
 @snnfast.neuron
@@ -48,12 +27,12 @@ def Own(  # noqa: N802 - it is a class
     return spk, mem - spk * threshold
 
 
-def counts_of(a: snnfast.Activity, prefix: str = "", rel: float = 1e-4) -> dict[str, Any]:
+def counts_of(a: snnfast.Activity, rel: float = 1e-4) -> dict[str, Any]:
     found = {}
     for name, layer in a.layers.items():
         numbers = layer.to_dict()
         membrane = numbers.pop("membrane")
-        found[name.removeprefix(prefix)] = numbers, None if membrane is None else pytest.approx(membrane, rel)
+        found[name] = numbers, None if membrane is None else pytest.approx(membrane, rel)
     return found
 
 
@@ -85,7 +64,7 @@ def test_all_steps_in_one_call_count_as_their_loop(backend: str, own: bool, dtyp
     x = torch.rand(T, B, 6).to(dtype)
     a = snnfast.activity(net, x)
     rounds = 0.02 if dtype == torch.bfloat16 else 1e-4  # a membrane that is recorded
-    assert counts_of(a, rel=rounds) == counts_of(snnfast.activity(Loop(net), x), "layers.", rounds)
+    assert counts_of(a, rounds) == counts_of(snnfast.activity(Loop(*net), x), rounds)
     with torch.no_grad():
         _, spikes = net(x, return_spikes=True)[-2:]
     expect(a.layers["1"], spikes[0])
@@ -121,12 +100,12 @@ def test_a_product_is_that_of_the_linear_layer_also_where_its_weight_does_not_te
     if how == "shared weight":
         net[2].weight = net[0].weight
     x = 3 * torch.rand(T, samples, 6)
-    for form, prefix in ((net, ""), (Loop(net), "layers.")):
+    for form in (net, Loop(*net)):
         with snnfast.activity(form) as a, torch.no_grad(), torch.autocast("cpu", enabled=how == "autocast"):
             form(x)
         layers = a.layers
-        found = {name.removeprefix(prefix): (layer.synops, layer.macs) for name, layer in layers.items()}
-        spikes = layers[f"{prefix}1"].spikes
+        found = {name: (layer.synops, layer.macs) for name, layer in layers.items()}
+        spikes = layers["1"].spikes
         assert found == {"0": (0, T * samples * 36), "1": (0, 0), "2": (6 * spikes, 0), "3": (0, 0)}
         assert spikes > 0
 
@@ -153,8 +132,8 @@ def test_the_rate_of_a_step_is_that_of_the_samples_that_have_it() -> None:
 def test_a_graded_spike_is_one_spike_and_its_products_are_multiplications(backend: str) -> None:
     net = snnfast.MultiStep(nn.Linear(6, 20), snnfast.Leaky(0.9, graded_spikes_factor=0.5), nn.Linear(20, 5))
     x = 4 * torch.rand(T, B, 6)
-    wanted, found = snnfast.activity(Loop(net), x), snnfast.activity(net, x)
-    assert counts_of(found) == counts_of(wanted, "layers.")
+    wanted, found = snnfast.activity(Loop(*net), x), snnfast.activity(net, x)
+    assert counts_of(found) == counts_of(wanted)
     assert found.layers["1"].spikes > 0
     assert (found.layers["2"].synops, found.layers["2"].macs) == (0, T * B * 100)
     with snnfast.activity(net[1]) as counted:
@@ -340,11 +319,11 @@ def test_a_neuron_that_was_written_by_hand_is_found_by_its_spikes() -> None:
 @pytest.mark.needs_extension
 @pytest.mark.parametrize("by", ["recording", "tracing"])
 def test_a_compiled_network_counts_as_its_loop_and_stays_compiled(by: str, nothing_compiled: None) -> None:
-    layers = nn.ModuleList([nn.Linear(6, 20), snnfast.Leaky(0.9), nn.Linear(20, 5), snnfast.Leaky(0.9)])
+    layers = nn.Linear(6, 20), snnfast.Leaky(0.9), nn.Linear(20, 5), snnfast.Leaky(0.9)
     x = 3 * torch.rand(T, B, 6)
-    wanted = counts_of(snnfast.activity(Loop(layers), x))
-    net = snnfast.compile(Loop(layers), by=by)
-    function = snnfast.compile(lambda x: net(x).sum(), by=by)
+    wanted = counts_of(snnfast.activity(Loop(*layers), x))
+    net = snnfast.compile(Loop(*layers), by=by)
+    function = snnfast.compile(lambda x: net(x)[0].sum(), by=by)
     call = net._compiled_call_impl
     for run in (net, function):
         run(x)
@@ -378,13 +357,13 @@ def test_spikes_of_chosen_layers_are_kept_as_bits() -> None:
     net = snnfast.MultiStep(nn.Linear(6, 20), snnfast.Leaky(0.9), nn.Flatten(), nn.Linear(20, 5), snnfast.Leaky(0.9))
     x = 3 * torch.rand(T, B, 6)
     _, _, spikes = net(x, return_spikes=True)
-    for form, prefix in ((net, ""), (Loop(deepcopy(net)), "layers.")):
-        a = snnfast.activity(form, x, record=[f"{prefix}4"])
-        bits = a.layers[f"{prefix}4"].bits
+    for form in (net, Loop(*deepcopy(net))):
+        a = snnfast.activity(form, x, record=["4"])
+        bits = a.layers["4"].bits
         assert (bits.bytes.dtype, tuple(bits.bytes.shape), bits.steps) == (torch.uint8, (2, B, 5), T)
         assert torch.equal(bits.unpack(), spikes[1] != 0)
         assert torch.equal(bits.unpack(torch.float32), spikes[1].detach())
-        assert a.layers[f"{prefix}1"].bits is None
+        assert a.layers["1"].bits is None
 
 
 def test_a_network_that_is_one_layer_can_be_recorded_by_its_class() -> None:
@@ -405,10 +384,10 @@ def test_a_network_in_inference_mode_counts_alike() -> None:
     net = snnfast.MultiStep(nn.Linear(6, 20), snnfast.Leaky(0.9), nn.Linear(20, 5), snnfast.Leaky(0.9))
     x = 3 * torch.rand(T, B, 6)
     wanted = counts_of(snnfast.activity(net, x))
-    for form, prefix in ((net, ""), (Loop(net), "layers.")):
+    for form in (net, Loop(*net)):
         with torch.inference_mode(), snnfast.activity(form) as a:
             form(x)
-        assert counts_of(a, prefix) == wanted
+        assert counts_of(a) == wanted
 
 
 def test_spikes_that_are_changed_in_place_are_looked_at_again() -> None:

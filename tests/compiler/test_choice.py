@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from compiler.internals import ByRecording
-from loop_nets import Net, currents
+from loop_nets import Net, OneStep, WithSLSTM, currents
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -97,22 +97,10 @@ def test_options_of_torch_compile_ask_for_tracing() -> None:
 
 
 def test_what_tracing_would_not_merge_either_runs_as_it_is_and_is_not_traced() -> None:
-    class WithLSTM(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm = pytest.importorskip("snntorch").SLSTM(12, 5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.lstm(x[0], *self.lstm.reset_mem())[0]  # type: ignore[no-any-return]
-
-    class OneStep(Net):
-        def forward(self, x: Tensor) -> Any:
-            return self.lif1(self.fc1(x), self.lif1.reset_mem())
-
     for net, reason in (
         (OneStep(), "1 step of leaky .*: it runs for a single step. The loop may be outside of what is compiled"),
         (nn.Linear(12, 5), "there is no step of a neuron in it"),
-        (WithLSTM(), "lstm: snnfast has no kernel for SLSTM"),
+        (WithSLSTM(), "lstm: snnfast has no kernel for SLSTM"),
     ):
         snnfast.compile(net)
         said = [message for _ in range(5) for message in call(net, currents())]

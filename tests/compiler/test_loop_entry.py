@@ -19,7 +19,7 @@ import torch
 from callables import function
 from helpers import assert_all_bits_equal, assert_bits_equal
 from internals import BACKEND, LONG, merge
-from loop_nets import Feedback, Net, assert_same, by_tracing, currents, explain_tracing, graphs
+from loop_nets import Feedback, Net, OneStep, WithSLSTM, assert_same, by_tracing, currents, explain_tracing, graphs
 from running import assert_alike
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -254,25 +254,6 @@ class Quantised(Net):
             spk, mem1 = self.lif1(self.function.apply(self.fc1(step)), mem1)
             spk, mem2 = self.lif2(self.function.apply(self.fc2(spk)), mem2)
         return spk, mem2
-
-
-class OneStep(Net):
-    """The loop is outside."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        spk, _ = self.lif1(self.fc1(x[0]), torch.zeros(x.shape[1], 9))
-        return self.lif2(self.fc2(spk), torch.zeros(x.shape[1], 4))
-
-
-class WithSLSTM(nn.Module):
-    """One step: the loop is outside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = pytest.importorskip("snntorch").SLSTM(12, 5)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.lstm(x[0], *self.lstm.reset_mem())[::2]
 
 
 class InStepModeM(nn.Module):

@@ -707,15 +707,9 @@ def calls_of_spikingjelly() -> Calls:
     yield lambda: spikingjelly.functional.reset_net(net)
 
 
-@snnfast.neuron
-def adaptive(x: Tensor, v: Tensor, a: Tensor, *, beta: float = 0.9, tau: Any = 3.0) -> tuple[Tensor, ...]:
-    v = beta * v + x / tau
-    spk = snnfast.spike(v - 1.0 - 0.1 * a, surrogate.atan())
-    return spk, v * (1 - spk), 0.9 * a + spk
-
-
 def calls_of_own_neurons() -> Calls:
-    for layer in (on_card(adaptive), on_card(lambda: adaptive(learn_beta=True, tau=torch.rand(8) + 2))):
+    own = training_steps.adaptive
+    for layer in (on_card(own), on_card(lambda: own(learn_beta=True, tau=torch.rand(8) + 2))):
         yield lambda layer=layer: layer.unroll(record())
         yield lambda layer=layer: layer.unroll(record()[0], num_steps=STEPS, record_mem=False)
         yield lambda layer=layer: layer.unroll(record(), lengths=lengths())
