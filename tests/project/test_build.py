@@ -46,6 +46,12 @@ def tree(tmp_path: Path) -> Path:
     return copy
 
 
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
 WITHOUT = "WITHOUT the compiled kernels: "
 # Variables, whether the build succeeds, and what it says. "." stands for a folder that has nothing but setuptools.
 FAILING: dict[str, tuple[dict[str, str], bool, str]] = {
@@ -73,14 +79,13 @@ def test_an_installation_without_kernels_says_so_and_leaves_no_stale_ones(
     assert not succeeds or not list(tree.rglob("*.so"))
 
 
+@pytest.mark.usefixtures("no_variables")
 @pytest.mark.parametrize("system", ["aix", "freebsd14"])
 def test_systems_without_kernels_get_the_reference_path_and_are_told(
     system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(setup, "sys", SimpleNamespace(platform=system, executable=sys.executable, stderr=sys.stderr))
     monkeypatch.setattr(setup, "ROOT", tmp_path)  # where a library of an earlier build is removed
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
 
     def built() -> setup.NinjaBuild:
         command = setup.NinjaBuild(setuptools.Distribution({"packages": ["snnfast"], "ext_modules": [setup.EXTENSION]}))
@@ -117,6 +122,7 @@ def test_where_no_compiler_is_each_system_is_told_what_to_install(
         setup.compiler()
 
 
+@pytest.mark.usefixtures("no_variables")
 @pytest.mark.parametrize(
     ("tag", "zig", "library", "sets"),
     [
@@ -128,8 +134,6 @@ def test_where_no_compiler_is_each_system_is_told_what_to_install(
 def test_zig_builds_for_other_systems(
     tag: str, zig: str, library: str, sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SNNFAST_TARGET", tag)
     monkeypatch.setenv("SNNFAST_CUDA", "0")
     monkeypatch.setattr(setup, "this_machine", lambda: setup.Target("linux", "x86_64"))
@@ -164,12 +168,6 @@ def test_a_wheel_fits_every_python_and_without_kernels_every_system(tree: Path, 
         assert f"Root-Is-Purelib: {'false' if built else 'true'}" in archive.read(record).decode()
         assert [name for name in archive.namelist() if ".so" in name] == ([LIBRARY] if built else [])
     assert (tree / LIBRARY).read_bytes() == b"of an earlier build"
-
-
-@pytest.fixture
-def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.usefixtures("no_variables")
