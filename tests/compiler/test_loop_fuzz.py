@@ -34,8 +34,14 @@ def test_random_loops_do_what_they_do_uncompiled(first: int) -> None:
     assert sum(statistics[name] for name in ("wholly", "partly", "recurrence")) > 1
 
 
-@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["", "long"])
-@pytest.mark.parametrize("first", range(0, 80 if THOROUGH else 10, 10))
+@pytest.mark.parametrize(
+    ("first", "long"),
+    [
+        (0, False),
+        *(pytest.param(first, False, marks=pytest.mark.thorough) for first in range(10, 80, 10)),
+        *(pytest.param(first, True, marks=pytest.mark.thorough) for first in (0, 10)),
+    ],
+)
 def test_random_loops_do_what_they_do_unrecorded(first: int, long: bool) -> None:
     assert compare(range(first, first + 10), "recording", long)["planned"]
 
