@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from snnfast._core import ops
+from snnfast._core.autograd import refusing
 from snnfast._core.ops import (
     NEURONS,
     SAVE_CHECKPOINTS,
@@ -22,7 +23,7 @@ from snnfast._core.ops import (
     unpack,
 )
 from snnfast._core.order import order_of, strides_of
-from snnfast._core.pytorch import not_compiled_alone, outside_of_vmap, transforms_are_active
+from snnfast._core.pytorch import outside_of_vmap, transforms_are_active
 
 
 def register(namespace: str) -> None:
@@ -184,7 +185,7 @@ def _forward_vmap(neuron: Neuron, info: Any, in_dims: tuple[Any, ...], *args: An
         with outside_of_vmap():  # where a derivative may be taken, and autograd has not seen the call
             if transforms_are_active():
                 raise RuntimeError(NO_TRANSFORM)
-            found = [_Refusing.apply(t, x, *given) for t in found]
+            found = refusing(RuntimeError, NO_TRANSFORM, found, x, *given)
     over_time = 0 if time == STEP else 1
     records = sum([record >> i & 1 for i in range(states + 1)])
     lasts = states - (neuron.has_spike_feedback and time == STEP) if last else 0
@@ -197,19 +198,6 @@ NO_TRANSFORM = (
     "under snnfast.use_backend('reference'), or under torch.no_grad() if you want no derivative"
 )
 NO_FORWARD_MODE = "forward mode (torch.func.jvp, jacfwd): a surrogate gradient has only a backward derivative"
-
-
-class _Refusing(torch.autograd.Function):
-    """The identity on the first tensor, whose gradient (with respect to any of them) is an error."""
-
-    @staticmethod
-    def forward(ctx: Any, found: Tensor, *sources: Tensor | None) -> Tensor:
-        return found.view_as(found)
-
-    @staticmethod
-    @not_compiled_alone
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(NO_TRANSFORM)
 
 
 def _batched(t: Tensor, dim: int | None, size: int, to: int) -> Tensor:

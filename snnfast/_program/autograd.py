@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from snnfast._core import ops
+from snnfast._core.autograd import differentiable
 from snnfast._core.linear import FEW_OUTPUTS, Linear, flat_bits, weight_gradient
 from snnfast._core.pytorch import not_compiled_alone
 from snnfast._program.call import Call, flat_parameters, rows_of, split, summed
@@ -164,24 +165,3 @@ def _second(ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -
         return results
 
     return differentiable(loop, saved[: len(needs)], needs, grads)
-
-
-def differentiable(
-    loop: Callable[[Sequence[Any]], Sequence[Tensor]],
-    tensors: Sequence[Tensor | None],
-    needs: Sequence[bool],
-    grads: Sequence[Tensor | None],
-) -> list[Tensor | None]:
-    """The gradients that are needed of tensors, by autograd through a loop of them, for those of its results."""
-    with torch.enable_grad():
-        # A tensor may have been computed from another one. A gradient stops at these views, and so is not added twice.
-        tensors = [None if t is None else t.view_as(t) for t in tensors]
-        results = loop(tensors)
-        given = [i for i, g in enumerate(grads) if g is not None and results[i].requires_grad]
-        wanted = [t for t, need in zip(tensors, needs, strict=True) if t is not None and need]
-        found: Sequence[Tensor | None] = [None] * len(wanted)
-        if given:
-            outputs, seeds = [results[i] for i in given], [grads[i] for i in given]
-            found = torch.autograd.grad(outputs, wanted, seeds, create_graph=True, allow_unused=True)
-    made = iter(found)
-    return [next(made) if need else None for need in needs]

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from snnfast._core.autograd import differentiable
 from snnfast._core.pytorch import not_compiled_alone
-from snnfast._program.autograd import differentiable
 from snnfast._program.call import Call, broadcast, flat_parameters, needs_of, rows_of, split, summed
 from snnfast._program.code import Code, Codes, Counts
 from snnfast._program.engines import takes_kernels

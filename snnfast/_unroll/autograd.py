@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from snnfast._core import ops
+from snnfast._core.autograd import refusing
 from snnfast._core.linear import flat_bits, heights_of, product, weight_gradient
 from snnfast._core.ops import (
     BITS_AT,
@@ -148,7 +149,7 @@ class Unroll(torch.autograd.Function):
                 return None, found[0], *neuron.no_others, *others
             gradients = by_input(neuron, found, needs[1:], tensors)
         if refuses and bits:
-            return None, *refusing([*gradients, *others], *grads, source, weight, *tensors)
+            return None, *refused([*gradients, *others], *grads, source, weight, *tensors)
         return None, *gradients, *others
 
 
@@ -200,10 +201,9 @@ def by_input(
     return gradients
 
 
-def refusing(gradients: Sequence[Tensor | None], *sources: Tensor | None) -> tuple[Tensor | None, ...]:
+def refused(gradients: Sequence[Tensor | None], *sources: Tensor | None) -> list[Tensor | None]:
     """Gradients that raise an error when they are differentiated again."""
-    given = [t for t in sources if t is not None]
-    return tuple([g if g is None else _NoDoubleBackward.apply(g, *given) for g in gradients])
+    return refusing(NotImplementedError, NO_SECOND_DERIVATIVE, gradients, *sources)
 
 
 def what_to_save(neuron: Neuron, options: Options, request: Request, x: Tensor, needs: Sequence[bool]) -> int:
@@ -247,19 +247,6 @@ NO_SECOND_DERIVATIVE = (
     "snnfast's fused unroll has no second derivative (double backward). "
     "Run this part under snnfast.use_backend('reference') to differentiate the surrogate twice."
 )
-
-
-class _NoDoubleBackward(torch.autograd.Function):
-    """The identity on ``grad``, whose own gradient (with respect to anything) is an error."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, *sources: Tensor) -> Tensor:
-        return grad.view_as(grad)
-
-    @staticmethod
-    @not_compiled_alone
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise NotImplementedError(NO_SECOND_DERIVATIVE)
 
 
 def sum_to(partial: Tensor, parameter: Tensor) -> Tensor:

@@ -70,6 +70,25 @@ class Connections(NamedTuple):
     convolution: Convolution | None = None  # a linear layer, where there is none
 
 
+class Pool(NamedTuple):
+    """A pooling of the spikes ``[T, B, C, H, W]`` of neurons, which nobody else reads."""
+
+    windows: tuple[int, ...]  # see ``windows`` in ``_images/pool2d.py``
+    by_itself: Callable[[Tensor], Tensor]  # called with the spikes, where the kernels do not take them
+
+
+class Norm(NamedTuple):
+    """A batch normalisation in training of ``x`` ``[T, B, C, *]``, whose result only neurons read."""
+
+    weight: Tensor | None  # [C]
+    bias: Tensor | None  # [C]
+    eps: float
+    over_time: bool  # all steps together have the statistics, in place of each its own
+    update: Callable[[Tensor, Tensor], None]  # is told the mean and the unbiased variance, both [T, C] or [1, C]
+    by_itself: Callable[[Tensor], Tensor]  # called with ``x``, where the kernels do not take the neurons
+    pool: Pool | None = None  # its result then takes the place of the spikes
+
+
 class UnrollCall(NamedTuple):
     """A call of all time steps, or of one.
 
@@ -86,6 +105,7 @@ class UnrollCall(NamedTuple):
     lengths: Tensor | None = None  # [B]: the steps of each sample
     connections: Connections | None = None  # between the neurons
     varies: bool = False  # a parameter has values for every step
+    norm: Norm | None = None  # of the current, before the neurons
 
 
 def step_shape(call: UnrollCall) -> torch.Size:

@@ -17,7 +17,7 @@ from snnfast._core import linear as _linear
 from snnfast._core.modules import is_only_called
 from snnfast._core.ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, opmath_dtype
 from snnfast._core.pytorch import is_transformed, not_compiled_alone
-from snnfast._unroll.autograd import CLAMP, of_states, refusing, sum_to
+from snnfast._unroll.autograd import CLAMP, of_states, refused, sum_to
 from snnfast._unroll.call import ONE_STEP, Connections, Convolution, UnrollCall, needs_graph, step_shape
 from snnfast._unroll.checks import check_weight, out_of_inference
 from snnfast._unroll.ragged import RaggedMask
@@ -200,7 +200,7 @@ class UnrollConnected(torch.autograd.Function):
         tensors, spks, rest = rest[: ctx.tensors], rest[ctx.tensors], rest[ctx.tensors + 1 :]
         with torch.no_grad():
             made = _backward(ctx.how, ctx.needs_input_grad[1:], grads, x, tensors, spks, rest)
-        return None, *(refusing(made, *grads, x, *tensors) if torch.is_grad_enabled() else made)
+        return None, *(refused(made, *grads, x, *tensors) if torch.is_grad_enabled() else made)
 
 
 def _backward(

@@ -29,10 +29,9 @@ from snnfast._core.ops import (
 )
 from snnfast._unroll import connected, reference
 from snnfast._unroll import state_gradients as _gradients
-from snnfast._unroll.call import ONE_STEP, Options, Request, UnrollCall, make_request
+from snnfast._unroll.call import ONE_STEP, Norm, Options, Request, UnrollCall, make_request
 from snnfast._unroll.checks import check_current, check_options
-from snnfast._unroll.normed import Norm
-from snnfast._unroll.run import run, run_normed
+from snnfast._unroll.run import run
 
 
 def _spec(neuron: str) -> Neuron:
@@ -172,11 +171,11 @@ def _run(
     parameters: Any = tuple(tensors[n:])
     if neuron.has_spike_feedback and not isinstance(parameters[0], Tensor):
         parameters = connected.in_place_of_v(parameters[0], x), *parameters[1:]
-    call = UnrollCall(neuron, asked, request, x, states, parameters, linear)
+    call = UnrollCall(neuron, asked, request, x, states, parameters, linear, norm=norm)
     if backend == _backend.current_backend():
-        return run(call) if norm is None else run_normed(call, norm)
+        return run(call)
     with _backend.use_backend(backend):  # of a block that was traced, which is not there when its graph runs
-        return run(call) if norm is None else run_normed(call, norm)
+        return run(call)
 
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ precision. The kernels of the CPU compute ``(x - mean) * scale + bias`` and roun
 alone, so that no spike differs from the two of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,14 +19,15 @@ from torch import Tensor
 
 from snnfast import surrogate
 from snnfast._core import backend, ops
+from snnfast._core.autograd import differentiable
 from snnfast._core.ops import NORM_RESETS, RESET_DELAY_AT, RESET_MECHANISMS, SEQUENCE, SURROGATE_AT, Neuron
 from snnfast._core.order import LEAST_CHANNELS, dense_steps
 from snnfast._core.pytorch import becomes_node, is_transformed, not_compiled_alone
 from snnfast._unroll import reference as steps
-from snnfast._unroll.call import Options, UnrollCall, make_request
+from snnfast._unroll.call import Norm, Options, Pool, UnrollCall, make_request
 from snnfast.surrogate import DISABLED
 
-__all__ = ["Norm", "Pool", "reference", "unroll"]
+__all__ = ["reference", "unroll"]
 
 _MOST_STEPS = 16
 """The kernels of CUDA hold all steps in registers."""
@@ -36,25 +37,6 @@ _MOST_NEURONS = 2**31 - 2
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _ATAN, _FAST_SIGMOID, _SIGMOID = (f().kernel_id for f in (surrogate.atan, surrogate.fast_sigmoid, surrogate.sigmoid))
-
-
-class Pool(NamedTuple):
-    """A pooling of the spikes ``[T, B, C, H, W]`` of neurons, which nobody else reads."""
-
-    windows: tuple[int, ...]  # see ``windows`` in ``_images/pool2d.py``
-    by_itself: Callable[[Tensor], Tensor]  # called with the spikes, where the kernels do not take them
-
-
-class Norm(NamedTuple):
-    """A batch normalisation in training of ``x`` ``[T, B, C, *]``, whose result only neurons read."""
-
-    weight: Tensor | None  # [C]
-    bias: Tensor | None  # [C]
-    eps: float
-    over_time: bool  # all steps together have the statistics, in place of each its own
-    update: Callable[[Tensor, Tensor], None]  # is told the mean and the unbiased variance, both [T, C] or [1, C]
-    by_itself: Callable[[Tensor], Tensor]  # called with ``x``, where the kernels do not take the neurons
-    pool: Pool | None = None  # its result then takes the place of the spikes
 
 
 def unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...] | None:
@@ -197,14 +179,12 @@ class _Normed(torch.autograd.Function):
         if grad is None and grad_last is None:
             return None, *(None,) * len(learned), *unasked
         if torch.is_grad_enabled():  # create_graph=True
-            # The input may depend on the other tensors. A gradient stops at these views, and so is not added twice.
-            x, weight, bias, state, first = learned = [None if t is None else t.view_as(t) for t in learned]
-            found = reference(how, x, weight, bias, state, (first, *others))
-            pairs = [(t, g) for t, g in zip(found, (grad, grad_last), strict=False) if g is not None]
-            wanted = [t for t, needed in zip(learned, needs, strict=True) if needed]
-            outputs, grads = zip(*pairs, strict=True)
-            rest = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
-            return None, *(next(rest) if needed else None for needed in needs), *unasked
+
+            def defined(given: Sequence[Any]) -> tuple[Tensor, ...]:
+                x, weight, bias, state, first = given
+                return reference(how, x, weight, bias, state, (first, *others))
+
+            return None, *differentiable(defined, learned, needs, (grad, grad_last)), *unasked
         kind, p0, p1 = how.options.derivative
         grad = torch.zeros_like(x if places is None else places, dtype=x.dtype) if grad is None else grad
         windows = () if how.pool is None else how.pool.windows

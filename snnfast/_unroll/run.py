@@ -14,6 +14,7 @@ from snnfast._unroll import connected, kernels, node, normed, reference, state_g
 from snnfast._unroll.call import (
     ONE_STEP,
     Connections,
+    Norm,
     Options,
     UnrollCall,
     count_states,
@@ -23,7 +24,6 @@ from snnfast._unroll.call import (
 )
 from snnfast._unroll.checks import check_current, check_request, prepare, varies
 from snnfast._unroll.linear import check_linear, takes_bits
-from snnfast._unroll.normed import Norm
 from snnfast._unroll.ragged import check_lengths, valid_steps
 from snnfast._unroll.steps import over_steps
 from snnfast.surrogate import DISABLED, has_derivative, is_elementwise
@@ -43,6 +43,8 @@ def run(call: UnrollCall, in_unroll: bool = False) -> Results:
         ``call.request.record`` names. Then, with ``call.request.last``, all states after the last step; of one step, no
         spike a second time.
     """
+    if call.norm is not None:
+        return _normed(call, call.norm)
     if call.neuron.has_spike_feedback and isinstance(call.parameters[0], Connections):
         if call.request.time != STEP:
             return _finish(_connected(call), call.current.dtype, call.linear)
@@ -56,16 +58,6 @@ def run(call: UnrollCall, in_unroll: bool = False) -> Results:
     if prepared is call:  # nearly always
         return found
     return _finish(found, call.current.dtype, call.linear if prepared.linear is None else None)
-
-
-def run_normed(call: UnrollCall, norm: Norm) -> Results:
-    """:func:`run`, behind a batch normalisation of the current ``[T, B, C, *]``: in one, or one after the other."""
-    prepared = prepare(call)
-    found = normed.unroll(prepared, norm) if prepared.current is call.current else None
-    if found is None:
-        found = run(call._replace(current=norm.by_itself(call.current)))
-        return found if norm.pool is None else (norm.pool.by_itself(found[0]), *found[1:])
-    return _finish(found, call.current.dtype, call.linear)
 
 
 def _finish(found: Results, dtype: torch.dtype, linear: Linear | None) -> Results:
@@ -191,6 +183,16 @@ def _without_gradient(options: Options) -> Options:
 
 
 # ---- engines that are made of others
+
+
+def _normed(call: UnrollCall, norm: Norm) -> Results:
+    """Behind a batch normalisation of the current ``[T, B, C, *]``: in one, or one after the other."""
+    prepared = prepare(call)
+    found = normed.unroll(prepared, norm) if prepared.current is call.current else None
+    if found is None:
+        found = run(call._replace(current=norm.by_itself(call.current), norm=None))
+        return found if norm.pool is None else (norm.pool.by_itself(found[0]), *found[1:])
+    return _finish(found, call.current.dtype, call.linear)
 
 
 def varying_parameters(call: UnrollCall) -> Results:

@@ -16,8 +16,8 @@ from snnfast._core.ops import has_cpu_kernels
 from snnfast._core.settings import check_flag
 from snnfast._images.batch_norm import has_batch_statistics, normalised
 from snnfast._images.channels_last import Order, keeps_order
+from snnfast._unroll.call import Norm
 from snnfast._unroll.checks import check_reduce
-from snnfast._unroll.normed import Norm
 from snnfast._unroll.ragged import check_steps
 from snnfast.networks.checkpoint import State, check_part, in_parts
 from snnfast.networks.over_time import (

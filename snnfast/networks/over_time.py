@@ -14,8 +14,8 @@ from snnfast._core.ops import has_cpu_kernels, has_norm
 from snnfast._core.pytorch import becomes_node
 from snnfast._images.batch_norm import has_batch_statistics, is_pytorchs, is_small, running_averages, update_averages
 from snnfast._images.pool2d import windows
+from snnfast._unroll.call import Norm, Pool
 from snnfast._unroll.checks import check_num_steps
-from snnfast._unroll.normed import Norm, Pool
 from snnfast.neurons import LAYERS
 from snnfast.neurons.base import SpikingLayer
 from snnfast.neurons.network import is_snntorchs

@@ -15,7 +15,7 @@ from snnfast._core.ops import RESET_MECHANISMS, Neuron, opmath_dtype
 from snnfast._core.pytorch import current_graph_task_id, current_recorder, transforms_are_active
 from snnfast._core.settings import check_flag
 from snnfast._unroll import node
-from snnfast._unroll.call import ONE_STEP, Options, StateQuant, UnrollCall
+from snnfast._unroll.call import ONE_STEP, Norm, Options, StateQuant, UnrollCall
 from snnfast._unroll.checks import (
     check_current,
     check_dense,
@@ -28,10 +28,9 @@ from snnfast._unroll.checks import (
     check_state_quant,
     out_of_inference,
 )
-from snnfast._unroll.normed import Norm
 from snnfast._unroll.ragged import check_lengths
 from snnfast._unroll.reference import winners
-from snnfast._unroll.run import run, run_normed
+from snnfast._unroll.run import run
 from snnfast.surrogate import DISABLED
 from snnfast.surrogate.examine import SpikeGrad, recognise
 
@@ -104,6 +103,7 @@ class SpikingLayer(nn.Module):
     mem: Tensor
 
     _plain_attributes: ClassVar[bool]
+    _run = staticmethod(run)  # all steps of a call
     _checked: Options | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -231,8 +231,10 @@ class SpikingLayer(nn.Module):
             if state is not None and (self.init_hidden or not isinstance(state, Tensor) or state.is_nested):
                 self._refuse(name, state)
             given.append(self._held(name, current, shape) if state is None and self.init_hidden else state)
-        call = UnrollCall(self.neuron, options, request, current, tuple(given), self._values(), linear, ragged)
-        found = run(call) if norm is None else run_normed(call, norm)
+        call = UnrollCall(
+            self.neuron, options, request, current, tuple(given), self._values(), linear, ragged, norm=norm
+        )
+        found = self._run(call)
         for watcher in watch.watchers:
             watcher.unrolled(self, found, request, ragged, linear is not None)
         n = len(self.neuron.states)

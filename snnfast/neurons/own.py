@@ -10,24 +10,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from snnfast._core import watch
 from snnfast._core.backend import warn_once
-from snnfast._core.linear import Linear
-from snnfast._core.ops import opmath_dtype
+from snnfast._core.ops import CONSTANT, opmath_dtype
 from snnfast._core.settings import check_flag
 from snnfast._program.call import expanded
 from snnfast._program.run import Program
 from snnfast._program.seen import Moment, Sight, Surroundings, modes
 from snnfast._program.trace import NotElementwiseError
-from snnfast._unroll.checks import (
-    check_current,
-    check_parameter,
-    check_request,
-    check_spike_grad,
-    out_of_inference,
-)
-from snnfast._unroll.normed import Norm
-from snnfast._unroll.ragged import check_lengths
+from snnfast._unroll.call import UnrollCall, step_shape
+from snnfast._unroll.checks import check_current, check_parameter, check_spike_grad, out_of_inference
 from snnfast.neurons.base import SpikingLayer
 from snnfast.surrogate.base import spike_of
 
@@ -212,11 +203,11 @@ class StepLayer(SpikingLayer):
         check_current("input_", input_)
         shape, opmath = input_.shape, opmath_dtype(input_.dtype)
         now = [
-            self._held(name, input_, shape) if state is None else state.to(opmath)
-            for name, state in zip(self.neuron.states, self._states(states, shape), strict=True)
+            self._held(name, input_, shape) if state is None else self._fit(name, state, input_, shape)
+            for name, state in zip(self.neuron.states, self._states(states), strict=True)
         ]
         # Copies, because the step may write to its arguments.
-        arguments = [t.clone() for t in (input_.to(opmath), *now, *self._parameters_of(input_, shape))]
+        arguments = [t.clone() for t in (input_.to(opmath), *now, *self._fitting(self._values(), input_, shape))]
         spk, *after = self._bound_step()(*arguments)
         after = [expanded(state, shape) for state in after]
         self._hold(after)
@@ -251,72 +242,53 @@ class StepLayer(SpikingLayer):
             TypeError, ValueError: An argument has a wrong type or shape. The message names it.
             RuntimeError: The backend ``"fused"`` was chosen, and the step is not elementwise.
         """
-        return self._unroll(current, states, num_steps, record_mem, reduce, lengths=lengths)
+        return self._unroll(current, self._states(states), num_steps, record_mem, reduce, lengths=lengths)
 
-    def _unroll(
-        self,
-        current: Tensor,
-        states: tuple[Tensor | None, ...],
-        num_steps: int | None,
-        record_mem: bool,
-        reduce: str | None,
-        last: bool = False,
-        linear: Linear | None = None,
-        lengths: Tensor | None = None,
-        norm: Norm | None = None,
-    ) -> tuple[Tensor, ...]:
-        check_current("current", current)
-        current = current if norm is None else norm.by_itself(current)
-        request = check_request(self.neuron, current, num_steps, record_mem, reduce)
-        constant, record = num_steps is not None, request.record > 0
-        shape = current.shape if constant else current.shape[1:]
-        lengths = check_lengths(lengths, current, request)
-        opmath = opmath_dtype(current.dtype)
-        now = []
-        for name, state in zip(self.neuron.states, self._states(states, shape), strict=True):
-            if state is None:
-                state = self._held(name, current, shape) if self.init_hidden else self._first(name, current, shape)
-            now.append(out_of_inference(state.to(opmath)))
+    def _run(self, call: UnrollCall) -> tuple[Tensor, ...]:  # type: ignore[override]
+        request, shape = call.request, step_shape(call)
+        x = call.current if call.norm is None else call.norm.by_itself(call.current)
+        states = zip(self.neuron.states, call.states, strict=True)
+        now = [self._first(name, x, shape) if s is None else self._fit(name, s, x, shape) for name, s in states]
         (spk, *records), after = self._programs.of(self)(
-            [out_of_inference(current)],
-            now,
-            self._parameters_of(current, shape),
+            [out_of_inference(x)],
+            list(map(out_of_inference, now)),
+            self._fitting(call.parameters, x, shape),
             request.steps,
-            record,
-            constant,
-            lengths,
+            request.record > 0,
+            request.time == CONSTANT,
+            call.lengths,
             request.reduce,
         )
-        if self.init_hidden:
-            self._hold(after)
-        if norm is not None and norm.pool is not None:
-            spk = norm.pool.by_itself(spk)
-        shown = (spk if linear is None else linear.of_spikes(spk), *(records if record else after))
-        for watcher in watch.watchers:
-            watcher.unrolled(self, shown, request, lengths, linear is not None)
-        return (*shown, *after) if last else shown
+        if call.norm is not None and call.norm.pool is not None:
+            spk = call.norm.pool.by_itself(spk)
+        spk = spk if call.linear is None else call.linear.of_spikes(spk)
+        return spk, *records, *(after if request.last else ())
 
     def _bound_step(self) -> Callable[..., tuple[Tensor, ...]]:
         """The step with parameters by their places, and with the options of this layer."""
         options = {name: getattr(self, name) for name in self.options}
         return functools.partial(_by_place, type(self).step, self.neuron.states, self.neuron.parameters, options)
 
-    def _states(self, states: Sequence[Tensor | None], shape: torch.Size) -> Sequence[Tensor | None]:
+    def _states(self, states: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         names = self.neuron.states
         if len(states) > len(names):
             raise TypeError(f"states: expected {', '.join(names)}, got {len(states)}")
         for name, state in zip(names, states, strict=False):
-            if state is None:
-                continue
-            if self.init_hidden or not isinstance(state, Tensor):
+            if state is not None and (self.init_hidden or not isinstance(state, Tensor)):
                 self._refuse(name, state)
-            if state.shape != shape:
-                raise ValueError(f"{name}: expected the shape of one step, {tuple(shape)}, got {tuple(state.shape)}")
-        return [*states, *(None,) * (len(names) - len(states))]
+        return *states, *(None,) * (len(names) - len(states))
 
-    def _parameters_of(self, x: Tensor, shape: torch.Size) -> list[Tensor]:
-        opmath = opmath_dtype(x.dtype)
-        return [check_parameter(name, getattr(self, name), x, shape, opmath) for name in self.neuron.parameters]
+    def _fit(self, name: str, state: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
+        if state.shape != shape:
+            raise ValueError(f"{name}: expected the shape of one step, {tuple(shape)}, got {tuple(state.shape)}")
+        return state.to(opmath_dtype(x.dtype))
+
+    def _fitting(self, parameters: Sequence[Tensor], x: Tensor, shape: torch.Size) -> list[Tensor]:
+        named, opmath = zip(self.neuron.parameters, parameters, strict=True), opmath_dtype(x.dtype)
+        return [check_parameter(name, value, x, shape, opmath) for name, value in named]
+
+    def _options(self) -> Any:
+        """None: a step has options of its own."""
 
     def _first(self, name: str, x: Tensor, shape: torch.Size) -> Tensor:
         return torch.full(shape, self.initial[name], dtype=opmath_dtype(x.dtype), device=x.device)

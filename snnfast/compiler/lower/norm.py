@@ -12,8 +12,8 @@ from torch.fx import Node
 from snnfast._core.ops import has_cpu_kernels, has_norm
 from snnfast._images.batch_norm import batch_norm, update_averages
 from snnfast._images.pool2d import avg_pool2d, max_pool2d, windows
+from snnfast._unroll.call import Norm, Pool
 from snnfast._unroll.graph import unroll_steps
-from snnfast._unroll.normed import Norm, Pool
 from snnfast.compiler.calls import arguments, name_of, value
 from snnfast.compiler.writer import Writer
 
