@@ -10,6 +10,7 @@ from torch import Size, Tensor
 
 from snnfast._activity.counts import Counts, exact
 from snnfast._activity.fan_out import FanOut
+from snnfast._core.linear import numbers_of
 
 __all__ = ["Bits", "Neurons", "Product", "Record"]
 
@@ -173,9 +174,7 @@ class Bits:
         Args:
             dtype: Their dtype.
         """
-        places = torch.arange(8, dtype=torch.uint8, device=self.bytes.device).view(1, 8, *(1,) * (self.bytes.dim() - 1))
-        numbers = self.bytes.unsqueeze(1).bitwise_right_shift(places).bitwise_and(1)
-        return numbers.flatten(0, 1)[: self.steps].to(dtype)
+        return numbers_of(self.bytes, self.steps).to(dtype)
 
     def __repr__(self) -> str:
         return f"Bits(steps={self.steps}, shape={(self.steps, *self.bytes.shape[1:])})"

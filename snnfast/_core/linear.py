@@ -84,7 +84,7 @@ def weight_gradient(bits: Tensor, grad: Tensor, heights: Tensor, again: bool) ->
     """The gradient of the weight, from that of the outputs ``[T, R, O]``; ``again``: it may be differentiated."""
     if not again:
         return ops.spikes_linear_weight(bits, grad, heights)  # type: ignore[no-any-return]
-    return grad.flatten(0, 1).t() @ (numbers_of(bits, grad.shape[0]) * heights).to(grad.dtype)
+    return grad.flatten(0, 1).t() @ (numbers_of(bits, grad.shape[0]).flatten(0, 1) * heights).to(grad.dtype)
 
 
 def flat_bits(bits: Tensor, shape: torch.Size) -> Tensor:
@@ -93,10 +93,9 @@ def flat_bits(bits: Tensor, shape: torch.Size) -> Tensor:
 
 
 def numbers_of(bits: Tensor, steps: int) -> Tensor:
-    """``[T * R, N]`` uint8 of bits ``[rows of eight steps, R, N]``."""
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device).view(1, 8, 1, 1)
-    numbers = bits.unsqueeze(1).bitwise_right_shift(places).bitwise_and(1)
-    return numbers.flatten(0, 1)[:steps].flatten(0, 1)
+    """``[T, *]`` uint8 of bits ``[rows of eight steps, *]``."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device).view(8, *(1,) * (bits.dim() - 1))
+    return bits.unsqueeze(1).bitwise_right_shift(places).bitwise_and(1).flatten(0, 1)[:steps]
 
 
 def heights_of(graded: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

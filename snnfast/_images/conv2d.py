@@ -186,23 +186,7 @@ def _conv2d_backward(
     biases: list[int] | None,
     needs: list[bool],
 ) -> list[Tensor]:
-    _check_backward(grad, x, weight, stride, padding, biases, needs)
-    by_events = takes_kernels(x) and _few(x, weight)
-    found = _gradients(grad, x, weight, stride, padding, biases, needs, by_events=by_events)
-    in_order = zip(found, (x, weight, found[2]), needs, strict=True)
-    return [_in_order(t, like) for t, like, need in in_order if need and t is not None and like is not None]
-
-
-def _check_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    biases: list[int] | None,
-    needs: list[bool],
-) -> None:
-    """Raise for what PyTorch's own op would take unseen, and end the process on."""
+    # PyTorch's own op would take what is wrong unseen, and end the process on it.
     if len(needs) != 3 or len(stride) != 2 or len(padding) != 2 or min(stride) < 1 or min(padding) < 0:
         raise ValueError(
             "stride, padding, needs: expected two numbers from 1, two from 0, and three flags, "
@@ -221,6 +205,10 @@ def _check_backward(
         raise ValueError(f"grad: expected the shape of the output, {shape}, got {tuple(grad.shape)}")
     if biases != [weight.shape[0]] and (needs[2] or biases is not None):
         raise ValueError(f"biases: expected [{weight.shape[0]}], the shape of the bias, got {biases}")
+    by_events = takes_kernels(x) and _few(x, weight)
+    found = _gradients(grad, x, weight, stride, padding, biases, needs, by_events=by_events)
+    in_order = zip(found, (x, weight, found[2]), needs, strict=True)
+    return [_in_order(t, like) for t, like, need in in_order if need and t is not None and like is not None]
 
 
 def _in_order(t: Tensor, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from snnfast._core import backend, ops, settings
 from snnfast._core import linear as _linear
@@ -308,7 +309,11 @@ def _through(dx: Tensor, grad: Tensor | None, weight: Tensor, how: Convolution |
     """The gradient of the spikes before a step: ``grad``, plus that through the recurrent product, ``dx``."""
     if how is None and dx.dim() == 2:
         return torch.mm(dx, weight, out=out) if grad is None else torch.addmm(grad, dx, weight, out=out)
-    found = dx @ weight if how is None else _convolution_backward(dx, dx, weight, how, (True, False, False))[0]
+    if how is None:
+        found = dx @ weight
+    else:
+        images = dx.reshape(-1, *dx.shape[-3:])
+        found = conv2d_input(images.shape, weight, images, *how).view_as(dx)  # type: ignore[no-untyped-call]
     return found if grad is None else found + grad
 
 
@@ -333,7 +338,7 @@ def _gradient_of_rows(
     """The gradient of the weights of some steps. ``graded``: the spike height; ``None``: the inputs are no spikes."""
     if how is not None:
         every, spks = (t.reshape(-1, *t.shape[-3:]) for t in (every, spks))
-        return _convolution_backward(every, spks, weight, how, (False, True, False))[1]
+        return conv2d_weight(spks, weight.shape, every, *how)  # type: ignore[no-any-return,no-untyped-call]
     rows = len(every), -1, every.shape[-1]
     every, spks = every.reshape(rows), spks.reshape(rows)
     counts = ops.spikes_as_bits is not None and settings.events.value and every.is_cpu and every.numel() > 0
@@ -341,15 +346,3 @@ def _gradient_of_rows(
         bits = ops.spikes_as_bits(spks)  # adds a row of the gradient for each spike, where these are few
         return ops.spikes_linear_weight(bits, every, graded)  # type: ignore[no-any-return]
     return every.flatten(0, 1).t() @ spks.flatten(0, 1)
-
-
-def _convolution_backward(
-    grad: Tensor, spks: Tensor, weight: Tensor, how: Convolution, mask: tuple[bool, bool, bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    one = grad.dim() == 3  # without a batch
-    if one:
-        grad, spks = grad.unsqueeze(0), spks.unsqueeze(0)
-    of_spks, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        grad, spks, weight, None, how.stride, how.padding, how.dilation, False, (0, 0), how.groups, mask
-    )
-    return (of_spks.squeeze(0) if one and mask[0] else of_spks), of_weight, of_bias

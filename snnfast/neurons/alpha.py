@@ -102,20 +102,10 @@ def alpha(
     made = source_parameter("alpha", alpha, current, num_steps), source_parameter("beta", beta, current, num_steps)
     if not isinstance(alpha, Tensor) and not isinstance(beta, Tensor):
         check_decays(*made)
-    parameters = *made, kernel_tau(*made), threshold, graded_spikes_factor
+    states, parameters = (syn_exc, syn_inh, mem), (*made, kernel_tau(*made), threshold, graded_spikes_factor)
     options = check_options(spike_grad, reset_mechanism, True, inhibition, state_quant)
     return run_function(  # type: ignore[no-any-return]
-        ALPHA,
-        options,
-        current,
-        (syn_exc, syn_inh, mem),
-        parameters,
-        num_steps,
-        record_mem,
-        reduce,
-        weight,
-        bias,
-        lengths,
+        ALPHA, options, current, states, parameters, num_steps, record_mem, reduce, weight, bias, lengths
     )
 
 

@@ -430,16 +430,17 @@ class SpikingLayer(nn.Module):
         self._register()
 
     def extra_repr(self) -> str:
+        return (
+            f"{self._show(self.shown or self.neuron.parameters[:-1])}, reset_mechanism={self.reset_mechanism!r}, "
+            f"reset_delay={self.reset_delay}, init_hidden={self.init_hidden}"
+        )
+
+    def _show(self, names: Sequence[str]) -> str:
         def show(parameter: Tensor) -> str:
             known = parameter.numel() == 1 and not parameter.is_meta
             return f"{parameter.item():g}" if known else str(tuple(parameter.shape))
 
-        names = [name for name in self.shown or self.neuron.parameters[:-1] if hasattr(self, name)]
-        shown = [f"{name}={show(getattr(self, name))}" for name in names]
-        return (
-            f"{', '.join(shown)}, reset_mechanism={self.reset_mechanism!r}, "
-            f"reset_delay={self.reset_delay}, init_hidden={self.init_hidden}"
-        )
+        return ", ".join([f"{name}={show(getattr(self, name))}" for name in names if hasattr(self, name)])
 
 
 def source_parameter(name: str, value: Any, current: Tensor, num_steps: object) -> Tensor:

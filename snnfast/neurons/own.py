@@ -308,11 +308,8 @@ class StepLayer(SpikingLayer):
         nn.Module._load_from_state_dict(self, *args)
 
     def extra_repr(self) -> str:
-        shown = list(self.defaults)
-        values = [getattr(self, name) for name in shown]
-        texts = [f"{v.item():g}" if v.numel() == 1 and not v.is_meta else str(tuple(v.shape)) for v in values]
-        pairs = [f"{name}={text}" for name, text in zip(shown, texts, strict=True)]
-        return ", ".join([*pairs, f"init_hidden={self.init_hidden}"])
+        shown = self._show(list(self.defaults))
+        return f"{shown}{', ' if shown else ''}init_hidden={self.init_hidden}"
 
 
 class _Programs:
@@ -335,11 +332,8 @@ class _Programs:
         key = modes(), moment.key
         found = self._found.get(key)
         if found is None:
-            found = (
-                moment,
-                Program(layer._bound_step(), *counts, surroundings=Surroundings(self._sight, options, moment)),
-            )
-            self._found[key] = found
+            surroundings = Surroundings(self._sight, options, moment)
+            found = self._found[key] = moment, Program(layer._bound_step(), *counts, surroundings=surroundings)
             if len(self._found) > _MOMENTS:
                 before, _ = self._found.pop(next(iter(self._found)))
                 self._say_changes(layer, before, moment)

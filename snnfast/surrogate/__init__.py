@@ -54,33 +54,33 @@ __all__ = [
 ]
 
 
+class _InKernels(Surrogate):
+    """A derivative that the kernels have. Its fields are its parameters, in their order."""
+
+    def parameters(self) -> tuple[float, float]:
+        names = self.__match_args__  # type: ignore[attr-defined]
+        first, second, *_ = *[getattr(self, name) for name in names], 0.0, 0.0
+        return first, second
+
+
 @in_kernels("atan")
-@dataclass(frozen=True)
-class _ATan(Surrogate):
+class _ATan(_InKernels):
     alpha: float
 
     def derivative(self, z: Tensor) -> Tensor:
         return self.alpha / 2 / (1 + (math.pi / 2 * self.alpha * z).square())
 
-    def parameters(self) -> tuple[float, float]:
-        return (self.alpha, 0.0)
-
 
 @in_kernels("fast_sigmoid")
-@dataclass(frozen=True)
-class _FastSigmoid(Surrogate):
+class _FastSigmoid(_InKernels):
     slope: float
 
     def derivative(self, z: Tensor) -> Tensor:
         return 1 / (self.slope * z.abs() + 1).square()
 
-    def parameters(self) -> tuple[float, float]:
-        return (self.slope, 0.0)
-
 
 @in_kernels("sigmoid")
-@dataclass(frozen=True)
-class _Sigmoid(Surrogate):
+class _Sigmoid(_InKernels):
     slope: float
 
     def derivative(self, z: Tensor) -> Tensor:
@@ -88,79 +88,57 @@ class _Sigmoid(Surrogate):
         e = torch.exp(-(self.slope * z).abs())
         return self.slope * e / (1 + e).square()
 
-    def parameters(self) -> tuple[float, float]:
-        return (self.slope, 0.0)
-
 
 @in_kernels("straight_through_estimator")
-@dataclass(frozen=True)
-class _StraightThrough(Surrogate):
+class _StraightThrough(_InKernels):
     def derivative(self, z: Tensor) -> Tensor:
         return torch.ones_like(z)
 
 
 @in_kernels("heaviside")
-@dataclass(frozen=True)
-class _Heaviside(Surrogate):
+class _Heaviside(_InKernels):
     def derivative(self, z: Tensor) -> Tensor:
         return (z > 0).to(z.dtype)
 
 
 @in_kernels("triangular")
-@dataclass(frozen=True)
-class _Triangular(Surrogate):
+class _Triangular(_InKernels):
     threshold: float
 
     def derivative(self, z: Tensor) -> Tensor:
         height = torch.full_like(z, self.threshold)
         return torch.where(z >= 0, -height, height)
 
-    def parameters(self) -> tuple[float, float]:
-        return (self.threshold, 0.0)
-
 
 @in_kernels("spike_rate_escape")
-@dataclass(frozen=True)
-class _SpikeRateEscape(Surrogate):
+class _SpikeRateEscape(_InKernels):
     beta: float
     slope: float
 
     def derivative(self, z: Tensor) -> Tensor:
         return self.slope * torch.exp(-self.beta * (z - 1).abs())
 
-    def parameters(self) -> tuple[float, float]:
-        return (self.beta, self.slope)
-
 
 @in_kernels("SFS")
-@dataclass(frozen=True)
-class _SFS(Surrogate):
+class _SFS(_InKernels):
     slope: float
     B: float
 
     def derivative(self, z: Tensor) -> Tensor:
         return (z > self.B).to(z.dtype) / (self.slope * z.abs() + 1).square()
 
-    def parameters(self) -> tuple[float, float]:
-        return (self.slope, self.B)
-
 
 @in_kernels("LSO")
-@dataclass(frozen=True)
-class _LSO(Surrogate):
+class _LSO(_InKernels):
     slope: float
 
     def derivative(self, z: Tensor) -> Tensor:
         one = torch.ones_like(z)
         return torch.where(z > 0, one, self.slope * one)
 
-    def parameters(self) -> tuple[float, float]:
-        return (self.slope, 0.0)
-
 
 @in_kernels("none")
-@dataclass(frozen=True)
-class _Disabled(Surrogate):
+class _Disabled(_InKernels):
     """No surrogate: no gradient passes through a spike (snnTorch's ``surrogate_disable``)."""
 
     def derivative(self, z: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast, dataclass_transform
 
 import torch
 from torch import Tensor
@@ -68,10 +69,12 @@ KERNELS: dict[str, type[Surrogate]] = {}
 """Surrogates by name, in the order of ``csrc/math/surrogate.h``."""
 
 
+@dataclass_transform(frozen_default=True)
 def in_kernels(name: str) -> Callable[[Kind], Kind]:
-    """Give a class the next number of the kernels' list."""
+    """Make a frozen dataclass of a class, and give it the next number of the kernels' list."""
 
     def enter(kind: Kind) -> Kind:
+        dataclass(frozen=True)(kind)  # which it changes in place
         kind.kernel_id = len(KERNELS)
         KERNELS[name] = kind
         return kind
