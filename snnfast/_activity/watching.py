@@ -8,19 +8,18 @@ import sys
 import threading
 from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnfast._activity.counts import Counts, count_bits, count_samples, count_steps, exact, has_only_spikes
 from snnfast._activity.layers import neurons_of, runs_all_steps, spikes_surely, unrolls_inside
 from snnfast._activity.membranes import Membranes, states_of
-from snnfast._activity.products import PRODUCTS, FanOut, Operand, Work
+from snnfast._activity.products import PRODUCTS, Operand, Work
 from snnfast._activity.tally import Neurons, Product, Record
 from snnfast._core import watch
 from snnfast._core.pytorch import current_graph_task_id, transforms_are_active
@@ -34,23 +33,6 @@ _MODES = torch._C.DispatchKeySet(torch._C.DispatchKey.Python) | torch._C.Dispatc
 
 
 _UNKNOWN = None, None
-
-
-class _Known(NamedTuple):
-    """Spikes that were counted when a layer returned them, as long as their memory exists.
-
-    Attributes:
-        version: That of the tensor: a change in place makes it another one.
-        where: Where in the memory they are: the first one, their number, and their dtype.
-        strides: Those of ``neurons`` in a step.
-        neurons: The spikes of each ``[*]``.
-    """
-
-    memory: StorageWeakRef
-    version: int
-    where: tuple[int, int, torch.dtype]
-    strides: tuple[int, ...]
-    neurons: Tensor
 
 
 class Seen:
@@ -209,8 +191,6 @@ class Watch:
         self._weights: dict[int, tuple[torch.UntypedStorage, str | None]] = {}
         self._sure: set[nn.Module] = set()
         self._of_all_steps: set[nn.Module] = set()
-        self._known: dict[int, _Known] = {}
-        self._last: dict[nn.Module, int] = {}  # the keys of what is known of each layer's last spikes
         self._handed_on: tuple[Counts, Tensor | None, int | None] | None = None
         self._taker: nn.Module | None = None  # the linear layer that takes what is handed on, if it is known
         self._records = bool(record)
@@ -253,8 +233,6 @@ class Watch:
         with torch.no_grad():
             for seen in self.seen.values():
                 seen.end_call()
-        self._known.clear()
-        self._last.clear()
 
     def _look_up_weights(self) -> None:
         """Whose weights are where. One that moves later is found by the code that runs."""
@@ -308,10 +286,10 @@ class Watch:
             if seen.is_doubted and not self._may_be_spikes(seen, x, (*args, *kwargs.values()), output is not spk):
                 return
             if module in self._of_all_steps:
-                self._add(seen, x, spk)
+                self._add(seen, x)
             else:
                 # Without a batch dimension, a step is that of one sample.
-                self._add_step(seen, x if x.dim() > 1 else x.unsqueeze(0), spk)
+                self._add_step(seen, x if x.dim() > 1 else x.unsqueeze(0))
 
     def _is_called(self, module: nn.Module, args: Any) -> None:
         if not self._is_here():
@@ -332,23 +310,17 @@ class Watch:
             return False
         return True
 
-    def _add_step(self, seen: Seen, x: Tensor, spk: Tensor) -> None:
-        """Add the spikes ``[B, *]`` of a step; ``spk``: the tensor that the layer returned."""
+    def _add_step(self, seen: Seen, x: Tensor) -> None:
+        """Add the spikes ``[B, *]`` of a step."""
         only_spikes = seen.module in self._sure or seen.is_doubted or has_only_spikes(x)
-        row = count_samples(x, only_spikes)
-        self._sums_of(seen).add_step(row, len(x))
-        if only_spikes:
-            self._know(seen.module, spk, x.stride()[1:], row)
+        self._sums_of(seen).add_step(count_samples(x, only_spikes), len(x))
         if (record := seen.to_record()) is not None:
             record.add(x.unsqueeze(0))
 
-    def _add(self, seen: Seen, x: Tensor, spk: Tensor, lengths: Tensor | None = None) -> None:
-        """Add the spikes ``[T, B, *]`` of all steps; ``spk``: the tensor that the layer returned."""
+    def _add(self, seen: Seen, x: Tensor, lengths: Tensor | None = None) -> None:
+        """Add the spikes ``[T, B, *]`` of all steps."""
         only_spikes = seen.module in self._sure or seen.is_doubted or has_only_spikes(x)
-        counts = count_steps(x, only_spikes)
-        self._enter(seen, counts, x.shape[1], x.shape[0], lengths)
-        if only_spikes:
-            self._know(seen.module, spk, x.stride()[2:], counts.neurons)
+        self._enter(seen, count_steps(x, only_spikes), x.shape[1], x.shape[0], lengths)
         if (record := seen.to_record()) is not None:
             record.add(x)
 
@@ -362,17 +334,6 @@ class Watch:
         if seen.neurons is None:
             seen.neurons, seen.membranes = Neurons(), Membranes()
         return seen.neurons
-
-    def _know(self, module: nn.Module, spk: Tensor, strides: tuple[int, ...], neurons: Tensor) -> None:
-        """Remember the spikes that a layer returned, for the products that read them."""
-        if spk.is_inference() or not _is_dense(spk):  # it has no version; not all of the memory are its numbers
-            return
-        storage = spk.untyped_storage()
-        key = storage._cdata
-        if (last := self._last.get(module)) is not None:
-            self._known.pop(last, None)
-        self._last[module] = key
-        self._known[key] = _Known(_weakly(storage), spk._version, _where(spk), strides, neurons)
 
     # ---- calls of all steps
 
@@ -390,10 +351,7 @@ class Watch:
                 self._handed_on = count_bits(x, steps), kept, steps
             elif x.dim() > 1:
                 layer, _ = self._running(self._neurons)
-                only_spikes = layer in self._sure or has_only_spikes(x)
-                self._handed_on = count_steps(x, only_spikes), kept, None
-                if layer is not None and only_spikes:
-                    self._know(layer, spk, x.stride()[2:], self._handed_on[0].neurons)
+                self._handed_on = count_steps(x, layer in self._sure or has_only_spikes(x)), kept, None
 
     def unrolled(
         self, layer: Any, found: tuple[Tensor, ...], request: Request, lengths: Tensor | None, on: bool
@@ -423,7 +381,7 @@ class Watch:
                 self._enter(seen, Counts(each.new_empty(0), each.sum(0)), len(each), steps, lengths)
             elif spk.numel():
                 x = spk if spk.dim() > 2 else spk.unsqueeze(1)
-                self._add(seen, x.detach(), spk, lengths)
+                self._add(seen, x.detach(), lengths)
             self._add_membranes(seen, layer, found, request)
 
     def _add_membranes(self, seen: Seen, layer: Any, found: tuple[Tensor, ...], request: Request) -> None:
@@ -453,8 +411,10 @@ class Watch:
             told = self._handed_on  # these very bits
             counts = count_bits(operand.given, operand.steps) if told is None or told[2] is None else told[0]
             product.add(counts.neurons, operand.fan_out)
+        elif has_only_spikes(operand.given):
+            product.add(count_samples(operand.given), operand.fan_out)
         else:
-            self._count_operand(product, operand)
+            product.become_analog()
 
     def _place_of(self, work: Work) -> tuple[str, Any, Operand | None] | None:
         """The name of the module that a product is of, what tells it from others of it, and the operand to count.
@@ -486,25 +446,6 @@ class Watch:
             frame = frame.f_back
         return None, None
 
-    def _count_operand(self, product: Product, operand: Operand) -> None:
-        x = operand.given
-        known = self._known.get(x.untyped_storage()._cdata)
-        if known is not None and (
-            _is_gone(known.memory)
-            or x.is_inference()
-            or x._version != known.version
-            or _where(x) != known.where
-            or not _is_dense(x)  # each of its numbers is another one
-        ):
-            known = None
-        if known is None and not has_only_spikes(x):
-            product.become_analog()
-            return
-        if known is not None and isinstance(operand.fan_out, FanOut):
-            is_same = known.neurons.shape == x.shape[1:] and known.strides == x.stride()[1:]
-            known = known if is_same else None
-        product.add(count_samples(x) if known is None else known.neurons, operand.fan_out)
-
     def _is_here(self) -> bool:
         """Whether a call is a part of what is counted: not another thread's, nor one of a backward pass."""
         return threading.get_ident() == self._thread and current_graph_task_id() == -1
@@ -518,25 +459,5 @@ class Watch:
         return True
 
 
-def _where(x: Tensor) -> tuple[int, int, torch.dtype]:
-    return int(x.storage_offset()), x.numel(), x.dtype
-
-
-def _is_dense(x: Tensor) -> bool:
-    """Whether a tensor has each place in a range of memory once."""
-    if x.is_contiguous():
-        return True
-    size = 1
-    for stride, n in sorted(zip(x.stride(), x.shape, strict=True)):
-        if n != 1 and stride != size:
-            return False
-        size *= n
-    return True
-
-
 def _has_values(x: Tensor) -> bool:
     return not x.is_meta and not isinstance(x, FakeTensor) and x.layout is torch.strided
-
-
-_weakly: Callable[..., StorageWeakRef] = StorageWeakRef
-_is_gone: Callable[[StorageWeakRef], bool] = StorageWeakRef.expired
