@@ -8,14 +8,11 @@ does the same with a graph (``snnfast/compiler/lower/channels_last.py``).
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from snnfast._core.modules import is_only_called
-from snnfast._core.order import in_order, order_of
-from snnfast._core.pytorch import not_compiled_alone, transforms_are_active
 from snnfast._images.batch_norm import is_pytorchs, of_batch
 from snnfast._images.conv2d import convolved
 from snnfast._images.pool2d import averaged, pooled
@@ -65,6 +62,11 @@ def to_channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
+def in_usual_order(x: Tensor) -> Tensor:
+    """The reverse, of any dimensions, as a call of a graph."""
+    return x.contiguous()
+
+
 def to_call(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     """The function that runs a layer without a state on a batch."""
     if isinstance(layer, nn.MaxPool2d) and keeps_order(layer):
@@ -72,28 +74,6 @@ def to_call(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     if isinstance(layer, nn.AvgPool2d) and keeps_order(layer):
         return partial(averaged, layer)
     return partial(of_batch, layer) if is_pytorchs(layer) else layer
-
-
-def in_usual_order(x: Tensor) -> Tensor:
-    """``x.contiguous()``, whose gradient lies in memory as ``x`` does.
-
-    PyTorch's batch normalisation takes far longer for a gradient that lies in another order than its input.
-    """
-    if x.is_contiguous() or torch.compiler.is_compiling() or transforms_are_active():
-        return x.contiguous()
-    return cast(Tensor, _InUsualOrder.apply(x))
-
-
-class _InUsualOrder(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.order = order_of(x.stride())
-        return x.contiguous()
-
-    @staticmethod
-    @not_compiled_alone
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return in_order(grad, ctx.order)
 
 
 class Order:

@@ -177,17 +177,6 @@ def test_other_dtypes_are_left_alone(dtype: torch.dtype, seen: list[Tensor]) -> 
     assert all(x.is_contiguous() for x in seen)
 
 
-def test_the_gradient_of_the_usual_order_lies_as_its_input() -> None:
-    x = torch.randn(3, 5, 6, 4, dtype=torch.float64).movedim(-1, 1).requires_grad_()
-    found, seen = channels_last.in_usual_order(x), []
-    x.register_hook(lambda grad: seen.append(grad.stride()))
-    assert found.is_contiguous()
-    found.square().sum().backward()
-    assert seen == [x.stride()]
-    assert torch.equal(x.grad, 2 * x)
-    assert torch.autograd.gradgradcheck(channels_last.in_usual_order, x)
-
-
 def test_convolutions_of_other_dimensions_are_as_they_were() -> None:
     one = MultiStep(exact(nn.Conv1d(2, 4, 3)), nn.MaxPool1d(2), lif())
     three = MultiStep(exact(nn.Conv3d(2, 4, 3)), nn.MaxPool3d(2), lif())
