@@ -103,9 +103,9 @@ class UnrollCall(NamedTuple):
     parameters: Parameters  # broadcastable to [*] each; those that vary with time have time as the first dimension
     linear: Linear | None = None  # behind the neurons
     lengths: Tensor | None = None  # [B]: the steps of each sample
+    norm: Norm | None = None  # of the current, before the neurons
     connections: Connections | None = None  # between the neurons
     varies: bool = False  # a parameter has values for every step
-    norm: Norm | None = None  # of the current, before the neurons
 
 
 def step_shape(call: UnrollCall) -> torch.Size:

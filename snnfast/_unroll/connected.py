@@ -126,58 +126,49 @@ def unroll(call: UnrollCall) -> tuple[Tensor, ...]:
     asks = any(t is not None and t.requires_grad for t in tensors[-2:])
     if needs_graph(call) or (asks and torch.is_grad_enabled()):
         return UnrollConnected.apply(how, call.current, *tensors)  # type: ignore[no-any-return]
-    return _Forward(how, call.current.contiguous(), tensors, keeps=False).results()
+    return _forward(how, call.current.contiguous(), tensors, keeps=False)[0]
 
 
-class _Forward:
+def _forward(how: tuple[Any, ...], x: Tensor, tensors: Sequence[Any], keeps: bool) -> tuple[tuple[Tensor, ...], Any]:
     """All steps forward, each of which writes rows of the results.
 
-    ``keeps``: what backward needs stays: what came back to each step, its spikes, and the states after it.
+    ``keeps``: what backward needs stays, and is returned behind the results: the spikes of each step, the states after
+    it, and what came back to it.
     """
-
-    def __init__(self, how: tuple[Any, ...], x: Tensor, tensors: Sequence[Any], keeps: bool) -> None:
-        neuron, options, self.request, convolution, mask = how
-        n, request = len(neuron.states), self.request
-        first, now, parameters, (weight, bias) = tensors[0], tensors[1:n], tensors[n:-2], tensors[-2:]
-        self.dtype, self.opmath = x.dtype, opmath_dtype(x.dtype)
-        self.like = x if request.time != SEQUENCE else x.new_empty(x.shape[1:]) if len(x) == 0 else x[0]
-        spk = torch.zeros_like(self.like) if first is None else first.to(x.dtype).contiguous()
-        at_end = spk
-        self.count = torch.zeros_like(self.like, dtype=self.opmath) if request.reduce else None
-        self.came_back: list[Tensor] = []
-        # Double-buffer rows that are not saved.
-        self.spks = self._rows(request.steps if keeps or not request.reduce else min(2, request.steps), x.dtype)
-        few = request.steps if keeps or request.record else min(2, request.steps)
-        self.states = [self._rows(few, self.opmath) for _ in now]
-        back = self._rows(request.steps if keeps else min(1, request.steps), x.dtype).unbind(0)
-        spks, states = self.spks.unbind(0), list(zip(*(s.unbind(0) for s in self.states), strict=True))
-        product = _recurrent_product(self.like, weight, bias, convolution)
-        asked = options.packed | ONE_STEP.packed
-        for t, step in enumerate(x.unbind(0) if request.time == SEQUENCE else (x,) * request.steps):
-            came_back = product(spk, back[t % len(back)])
-            if keeps:
-                self.came_back.append(came_back)
-            spk, after = spks[t % len(spks)], states[t % len(states)]
-            neuron.forward_into(step, came_back, *now, _ONE, *parameters, 1, asked, [spk, *after])
-            if mask is not None:
-                (at_end,) = mask.kept(t, [spk], [at_end])
-                mask.freeze(t, [spk, *after], [None, *now])
-            now = list(after)
-            if self.count is not None:
-                self.count += spk
-        self.last = spk if mask is None else at_end, *now
-
-    def _rows(self, rows: int, dtype: torch.dtype) -> Tensor:
-        return rows_like(self.like if dtype == self.dtype else self.like.to(dtype), rows)
-
-    def results(self) -> tuple[Tensor, ...]:
-        found = [self.spks if self.count is None else self.count.to(self.dtype)]
-        found += [rows.to(self.dtype) for i, rows in enumerate(self.states) if self.request.record >> 1 + i & 1]
-        if self.request.last:
-            zeros = torch.zeros_like(self.like, dtype=self.opmath)
-            # Copies: no part of a record, and with no step no arguments.
-            found += [zeros if t is None else t.to(self.opmath, copy=True) for t in self.last]
-        return tuple(found)
+    neuron, options, request, convolution, mask = how
+    n, steps, dtype, opmath = len(neuron.states), request.steps, x.dtype, opmath_dtype(x.dtype)
+    first, now, parameters, (weight, bias) = tensors[0], tensors[1:n], tensors[n:-2], tensors[-2:]
+    like = x if request.time != SEQUENCE else x.new_empty(x.shape[1:]) if len(x) == 0 else x[0]
+    wide = like if dtype == opmath else like.to(opmath)
+    spk = at_end = torch.zeros_like(like) if first is None else first.to(dtype).contiguous()
+    count = torch.zeros_like(wide) if request.reduce else None
+    came_back: list[Tensor] = []
+    # Double-buffer rows that are not saved.
+    every = rows_like(like, steps if keeps or not request.reduce else min(2, steps))
+    records = [rows_like(wide, steps if keeps or request.record else min(2, steps)) for _ in now]
+    back = rows_like(like, steps if keeps else min(1, steps)).unbind(0)
+    spks, states = every.unbind(0), list(zip(*(s.unbind(0) for s in records), strict=True))
+    product = _recurrent_product(like, weight, bias, convolution)
+    asked = options.packed | ONE_STEP.packed
+    for t, step in enumerate(x.unbind(0) if request.time == SEQUENCE else (x,) * steps):
+        fed_back = product(spk, back[t % len(back)])
+        if keeps:
+            came_back.append(fed_back)
+        spk, after = spks[t % len(spks)], states[t % len(states)]
+        neuron.forward_into(step, fed_back, *now, _ONE, *parameters, 1, asked, [spk, *after])
+        if mask is not None:
+            (at_end,) = mask.kept(t, [spk], [at_end])
+            mask.freeze(t, [spk, *after], [None, *now])
+        now = list(after)
+        if count is not None:
+            count += spk
+    found = [every if count is None else count.to(dtype)]
+    found += [rows.to(dtype) for i, rows in enumerate(records) if request.record >> 1 + i & 1]
+    if request.last:
+        # Copies: no part of a record, and with no step no arguments.
+        last = spk if mask is None else at_end, *now
+        found += [torch.zeros_like(wide) if t is None else t.to(opmath, copy=True) for t in last]
+    return tuple(found), (every, *records, *came_back)
 
 
 class UnrollConnected(torch.autograd.Function):
@@ -186,11 +177,9 @@ class UnrollConnected(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, how: tuple[Any, ...], x: Tensor, *tensors: Any) -> Any:
         x = x.contiguous()
-        made = _Forward(how, x, tensors, keeps=True)
-        found = made.results()
+        found, kept = _forward(how, x, tensors, keeps=True)
         ctx.how, ctx.tensors = how, len(tensors)
-        # Recorded as they are, states are not kept a second time.
-        ctx.save_for_backward(x, *tensors, made.spks, *made.states, *made.came_back)
+        ctx.save_for_backward(x, *tensors, *kept)  # recorded as they are, states are not kept a second time
         ctx.set_materialize_grads(False)
         return found
 

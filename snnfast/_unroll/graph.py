@@ -171,7 +171,7 @@ def _run(
     parameters: Any = tuple(tensors[n:])
     if neuron.has_spike_feedback and not isinstance(parameters[0], Tensor):
         parameters = connected.in_place_of_v(parameters[0], x), *parameters[1:]
-    call = UnrollCall(neuron, asked, request, x, states, parameters, linear, norm=norm)
+    call = UnrollCall(neuron, asked, request, x, states, parameters, linear, None, norm)
     if backend == _backend.current_backend():
         return run(call)
     with _backend.use_backend(backend):  # of a block that was traced, which is not there when its graph runs

@@ -275,6 +275,6 @@ def run_function(
     linear = check_linear(weight, bias, current, current.shape[1:] if num_steps is None else current.shape)
     steps = check_lengths(lengths, current, request)
     varying = varies(neuron, request, current, parameters)
-    found = run(UnrollCall(neuron, options, request, current, states, parameters, linear, steps, None, varying))
+    found = run(UnrollCall(neuron, options, request, current, states, parameters, linear, steps, varies=varying))
     # The last spike is no result of its own.
     return found[:1] + found[2:] if neuron.has_spike_feedback and not request.record else found

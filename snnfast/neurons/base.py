@@ -231,9 +231,7 @@ class SpikingLayer(nn.Module):
             if state is not None and (self.init_hidden or not isinstance(state, Tensor) or state.is_nested):
                 self._refuse(name, state)
             given.append(self._held(name, current, shape) if state is None and self.init_hidden else state)
-        call = UnrollCall(
-            self.neuron, options, request, current, tuple(given), self._values(), linear, ragged, norm=norm
-        )
+        call = UnrollCall(self.neuron, options, request, current, tuple(given), self._values(), linear, ragged, norm)
         found = self._run(call)
         for watcher in watch.watchers:
             watcher.unrolled(self, found, request, ragged, linear is not None)
