@@ -780,6 +780,7 @@ def test_a_training_step_neither_copies_nor_waits(
         pytest.skip("built without CUDA")
     monkeypatch.setattr(Engine, "_run", lambda *arguments: None)
     monkeypatch.setattr(program_run, "takes_kernels", lambda x, shape: True)
+    monkeypatch.setattr(training_steps.adaptive._programs, "_found", {})  # codes of this mode, which no other test has
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     with FakeTensorMode(), snnfast.use_backend("fused"):
         net, optimizer, step = training_steps.training(name, amp, backward)
