@@ -1,9 +1,10 @@
 // One thread takes V adjacent neurons back through time.
 //
-// It reads the membrane where forward recorded it. Otherwise it recomputes a chunk of kCheckpoint steps from the
-// current into shared memory, where each thread has a column of its own, so that no barrier is needed.
+// It recomputes a chunk of kCheckpoint steps from the current into shared memory, where each thread has a column of its
+// own, so that no barrier is needed; or copies there the membranes that forward recorded.
 #pragma once
 
+#include "plain.cuh"
 #include "sums.cuh"
 
 namespace snnfast::cuda {
@@ -12,7 +13,7 @@ namespace snnfast::cuda {
 template <typename A>
 constexpr int kAhead = sizeof(A) == 8 ? 1 : 4;
 
-template <typename Neuron, typename S, int V, bool kRecorded, int kThreads>
+template <typename Neuron, typename S, int V, int kThreads>
 struct BackwardPass {
   using A = Opmath<S>;
   // A column has kKeptRows numbers of each step and neuron. Of the membrane it has the one that decided the spike,
@@ -20,33 +21,24 @@ struct BackwardPass {
   using Column = A (*)[V][kThreads];  // [kCheckpoint * kKeptRows][V][thread]
   static constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters;
   static constexpr int kMem = Problem<Neuron>::kMem;
-  static_assert(!kRecorded || (Neuron::kRecordedMembraneSuffices && kStates == 1 && std::is_same_v<S, A>));
 
   // The given gradients of a step, not yet converted.
   struct Gradients {
     Raw<S, V> spk, record[kStates];
   };
 
-  // What the adjoint of a step reads, beside the gradients.
-  struct Step {
-    A x[V];  // 0 where no adjoint reads it
-    A before[V][kStates];
-    A v[V];
-  };
-
   const Backward<Neuron>& p;
   int64_t first;
   Column column;
-  A parameters[V][kParameters];
+  A parameters[kParameters];
   A carry[V][kStates];     // gradients with respect to the states between two steps
   A sums[V][kParameters];  // gradients of the parameters, over the steps done
   A grad_x_sum[V];
-  A recorded_v[V];            // recorded: the membrane that decided the spike of the next step to do
-  A chunk_state[V][kStates];  // recomputed: the states before the chunk
-  uint32_t resets[V];         // recomputed: bit k tells whether step k of the chunk began with a reset
+  A chunk_state[V][kStates];  // the states before the chunk
+  uint32_t resets[V];         // bit k tells whether step k of the chunk began with a reset
   __device__ BackwardPass(const Backward<Neuron>& problem, int64_t first_neuron, Column shared)
       : p(problem), first(first_neuron), column(shared) {
-    load_parameters(p, first, parameters);
+    load_parameters<V>(p, first, parameters);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       fill(carry[i], A(0));
@@ -59,37 +51,36 @@ struct BackwardPass {
     }
   }
 
-  __device__ __forceinline__ A threshold(int i) const { return parameters[i][Problem<Neuron>::kThreshold]; }
+  __device__ __forceinline__ A threshold() const { return parameters[Problem<Neuron>::kThreshold]; }
 
   // Begins behind the `steps` that a sample has. The records there repeat its last state, which gets their gradients.
   __device__ __forceinline__ void start_behind(int64_t steps) {
-    A none[V];
-    fill(none, A(0));
     for (int64_t t = steps; t < p.T; ++t) {
 #pragma unroll
       for (int s = 0; s < kStates; ++s) {
         if (p.grad_record[s] == nullptr) continue;
-        A row[V];
-        load<V>(static_cast<const S*>(p.grad_record[s]) + t * p.grad_record_stride[s] + first, row);
-#pragma unroll
-        for (int i = 0; i < V; ++i) carry[i][s] += row[i];
+        carry[0][s] += widen(static_cast<const S*>(p.grad_record[s])[t * p.grad_record_stride[s] + first]);
       }
-      if (p.grad_x != nullptr) store<V>(static_cast<S*>(p.grad_x) + t * p.N + first, none);
+      if (p.grad_x != nullptr) static_cast<S*>(p.grad_x)[t * p.N + first] = narrow<S>(A(0));
     }
   }
 
   // Steps end - 1 down to 0.
   __device__ __forceinline__ void run(int64_t end) {
     if (end == 0) return;
-    if constexpr (kRecorded) unpack(recorded(end - 1), recorded_v);
     for (int64_t start = (end - 1) / kCheckpoint * kCheckpoint; start >= 0; start -= kCheckpoint) {
       const int count = static_cast<int>(end - start < kCheckpoint ? end - start : kCheckpoint);
-      if constexpr (!kRecorded) recompute(start, count);
+      recompute(start, count);
       for (int k = (count - 1) / kAhead<A> * kAhead<A>; k >= 0; k -= kAhead<A>) adjoint_steps(start, k, count);
     }
   }
 
-  // ---- recomputed steps
+  // ---- the membranes
+
+  // Whether they are read. With a delayed reset, those after a step are the ones that decided its spikes.
+  __device__ __forceinline__ bool reads() const {
+    return Neuron::kRecordedMembraneSuffices && std::is_same_v<S, A> && p.mem_rec != nullptr;
+  }
 
   __device__ __forceinline__ A& kept(int k, int row, int i) const {
     return column[k * kKeptRows<Neuron> + row][i][threadIdx.x];
@@ -97,7 +88,9 @@ struct BackwardPass {
 
   __device__ __forceinline__ void recompute(int64_t start, int count) {
     if (start == 0) {
-      load_initial(p, first, chunk_state);
+      initial_states<A, V>(p, first).to(chunk_state);
+    } else if (reads()) {
+      load_row(static_cast<const A*>(p.mem_rec) + (start - 1) * p.N + first, kMem, chunk_state);
     } else {
 #pragma unroll
       for (int s = 0; s < kStates; ++s) {
@@ -108,8 +101,7 @@ struct BackwardPass {
     A state[V][kStates];
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-#pragma unroll
-      for (int s = 0; s < kStates; ++s) state[i][s] = chunk_state[i][s];
+      plain::copy(state[i], chunk_state[i]);
       resets[i] = 0;
     }
     for (int k = 0; k < count; k += kAhead<A>) recompute_steps(start, k, count, state);
@@ -118,24 +110,28 @@ struct BackwardPass {
   // Steps k to k + kAhead - 1 of the chunk, as far as it has them.
   __device__ __forceinline__ void recompute_steps(int64_t start, int k, int count, A (&state)[V][kStates]) {
     constexpr int Steps = kAhead<A>;
-    Raw<S, V> currents[Steps];
+    const auto* const from = static_cast<const S*>(reads() ? p.mem_rec : p.x) + first;
+    const int64_t stride = reads() ? p.N : p.x_stride();
+    Raw<S, V> rows[Steps];
 #pragma unroll
     for (int j = 0; j < Steps; ++j) {
       if (k + j >= count) break;
-      currents[j] = get<S, V>(static_cast<const S*>(p.x) + (start + k + j) * p.x_stride() + first);
+      rows[j] = get<S, V>(from + (start + k + j) * stride);
     }
-    // A loop that moves each current up needs a fourth of the code of an unrolled one, as in forward.
+    // A loop that moves each row up needs a fourth of the code of an unrolled one.
 #pragma unroll 1
     for (int j = 0; j < Steps; ++j) {
       if (k + j >= count) break;
       A x[V];
-      unpack(currents[0], x);
+      unpack(rows[0], x);
 #pragma unroll
-      for (int next = 1; next < Steps; ++next) currents[next - 1] = currents[next];
+      for (int next = 1; next < Steps; ++next) rows[next - 1] = rows[next];
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        resets[i] |= static_cast<uint32_t>(state[i][kMem] > threshold(i)) << (k + j);
-        kept(k + j, kMem, i) = Neuron::step(p.rule, x[i], state[i], parameters[i]).v;
+        kept(k + j, kMem, i) = x[i];
+        if (reads()) continue;
+        resets[i] |= static_cast<uint32_t>(state[i][kMem] > threshold()) << (k + j);
+        kept(k + j, kMem, i) = Neuron::step(p.rule, x[i], state[i], parameters).v;
 #pragma unroll
         for (int s = 0; s < kMem; ++s) kept(k + j, s, i) = state[i][s];
         if constexpr (Neuron::kAdjointReadsX) kept(k + j, kStates, i) = x[i];
@@ -143,47 +139,10 @@ struct BackwardPass {
     }
   }
 
-  // Step k of the chunk, from what recompute() left.
-  __device__ __forceinline__ void read_back(int k, Step& step) const {
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      step.x[i] = A(0);
-      if constexpr (Neuron::kAdjointReadsX) step.x[i] = kept(k, kStates, i);
-      step.v[i] = kept(k, kMem, i);
-#pragma unroll
-      for (int s = 0; s < kStates; ++s) step.before[i][s] = k == 0 ? chunk_state[i][s] : after(k - 1, s, i);
-    }
-  }
-
+  // State s after step k of the chunk, from what recompute() left.
   __device__ __forceinline__ A after(int k, int s, int i) const {
     const A state = kept(k, s, i);
-    return s == kMem ? membrane_after<Neuron>(p.rule, state, (resets[i] >> k & 1u) != 0, parameters[i]) : state;
-  }
-
-  // ---- recorded steps
-
-  // The membrane of step t, not yet converted.
-  __device__ __forceinline__ Raw<A, V> recorded(int64_t t) const {
-    return get<A, V>(static_cast<const A*>(p.mem_rec) + t * p.N + first);
-  }
-
-  // With a delayed reset, the membrane before step t is the one that decided the spike of the step before.
-  __device__ __forceinline__ void read_back(const Raw<A, V>& row, int64_t t, Step& step) {
-    A mem[V];
-    if (t > 0) {
-      unpack(row, mem);
-    } else {
-      load_initial(p, first, step.before);
-#pragma unroll
-      for (int i = 0; i < V; ++i) mem[i] = step.before[i][kMem];
-    }
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      step.x[i] = A(0);
-      step.before[i][kMem] = mem[i];
-      step.v[i] = recorded_v[i];
-      recorded_v[i] = mem[i];
-    }
+    return s == kMem ? membrane_after<Neuron>(p.rule, state, (resets[i] >> k & 1u) != 0, parameters) : state;
   }
 
   // ---- the adjoint
@@ -197,7 +156,6 @@ struct BackwardPass {
   __device__ __forceinline__ void adjoint_steps(int64_t start, int k, int count) {
     constexpr int Steps = kAhead<A>;
     Gradients given[Steps];
-    [[maybe_unused]] Raw<A, V> rows[Steps] = {};
 #pragma unroll
     for (int j = 0; j < Steps; ++j) {
       if (k + j >= count) break;
@@ -205,32 +163,27 @@ struct BackwardPass {
       given[j].spk = gradient(p.grad_spk, p.grad_spk_stride, t);
 #pragma unroll
       for (int s = 0; s < kStates; ++s) given[j].record[s] = gradient(p.grad_record[s], p.grad_record_stride[s], t);
-      if constexpr (kRecorded) rows[j] = t > 0 ? recorded(t - 1) : Raw<A, V>{};
     }
-    // Only steps from records are worth the code that unrolling takes.
-    [[maybe_unused]] constexpr int kCopies = kRecorded ? Steps : 1;
-#pragma unroll kCopies
+#pragma unroll 1
     for (int j = Steps - 1; j >= 0; --j) {
-      if (k + j < count) {
-        const int64_t t = start + k + j;
-        Step step;
-        if constexpr (kRecorded) {
-          read_back(rows[Steps - 1], t, step);
-        } else {
-          read_back(k + j, step);
-        }
-        adjoint_step(t, step, given[Steps - 1]);
-      }
+      if (k + j < count) adjoint_step(start, k + j, given[Steps - 1]);
 #pragma unroll
-      for (int next = Steps - 1; next > 0; --next) {
-        given[next] = given[next - 1];
-        if constexpr (kRecorded) rows[next] = rows[next - 1];
-      }
+      for (int next = Steps - 1; next > 0; --next) given[next] = given[next - 1];
     }
   }
 
-  __device__ __forceinline__ void adjoint_step(int64_t t, const Step& step, const Gradients& given) {
+  // Step k of the chunk that begins at `start`.
+  __device__ __forceinline__ void adjoint_step(int64_t start, int k, const Gradients& given) {
+    const int64_t t = start + k;
     A spk[V], record[V][kStates], derivative[V], dx[V];
+    A x[V] = {}, before[V][kStates], v[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      if constexpr (Neuron::kAdjointReadsX) x[i] = kept(k, kStates, i);
+      v[i] = kept(k, kMem, i);
+#pragma unroll
+      for (int s = 0; s < kStates; ++s) before[i][s] = k == 0 ? chunk_state[i][s] : after(k - 1, s, i);
+    }
     unpack(given.spk, spk);
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
@@ -247,16 +200,15 @@ struct BackwardPass {
       visit_surrogate(p.surrogate, [&](auto kind) {
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-          derivative[i] = decltype(kind)::derivative(step.v[i] - threshold(i), a, b);
+          derivative[i] = decltype(kind)::derivative(v[i] - threshold(), a, b);
         }
       });
     }
     const bool through_spike = p.surrogate != SurrogateKind::kNone;
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      dx[i] =
-          Neuron::adjoint(p.rule, step.x[i], step.before[i], step.v[i], Given<A>{spk[i], derivative[i], through_spike},
-                          record[i], parameters[i], carry[i], sums[i]);
+      dx[i] = Neuron::adjoint(p.rule, x[i], before[i], v[i], Given<A>{spk[i], derivative[i], through_spike}, record[i],
+                              parameters, carry[i], sums[i]);
       grad_x_sum[i] += dx[i];
     }
     if (p.grad_x != nullptr) store<V>(static_cast<S*>(p.grad_x) + t * p.N + first, dx);
@@ -269,7 +221,7 @@ struct BackwardPass {
     for (int s = 0; s < kStates; ++s) {
       if (p.grad_initial[s] != nullptr) store_row(static_cast<A*>(p.grad_initial[s]) + first, s, carry);
     }
-    finish_parameters<false>(p, first, sums, own);
+    finish_parameters(p, first, sums, own);
   }
 };
 

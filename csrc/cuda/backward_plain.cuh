@@ -14,7 +14,10 @@ namespace snnfast::cuda::plain {
 // Its sum takes one instruction in a step, and all sums take five.
 enum class Sums { kNone, kFirst, kAll };
 
-// The template arguments of a kernel that depend on the call. kChunk: the steps that are recomputed, or read, at once.
+// Calls of so few steps have kernels that keep all of them in registers, and need a third of the registers.
+inline constexpr int kFewSteps = 4;
+
+// What a kernel knows of its calls. kChunk: the steps that are recomputed, or read, at once.
 template <Reset kReset_, bool kRecorded_, Sums kSums_, bool kOpen_ = false, int kChunk_ = static_cast<int>(kCheckpoint)>
 struct Kind {
   static constexpr Reset kReset = kReset_;
@@ -24,10 +27,8 @@ struct Kind {
   // and for gradients of the membranes.
   static constexpr bool kOpen = kOpen_, kAsks = kOpen && kRecorded;
   static constexpr int kChunk = kChunk_;
+  using OfFew = Kind<kReset, kRecorded, kSums, kOpen, kFewSteps>;
 };
-
-// Calls of so few steps have kernels that keep all of them in registers, and need a third of the registers.
-inline constexpr int kFewSteps = 4;
 
 // Calls f with the problem as a kernel takes it, an element and a Kind, if there is a kernel for the call.
 template <typename Neuron, typename F>
@@ -89,58 +90,6 @@ constexpr int kBytes = V == 1 || Of::kRecorded || Of::kChunk <= kFewSteps
                            ? 0
                            : Of::kChunk * kRows<Neuron, Of> * V * static_cast<int>(sizeof(Opmath<S>));
 
-template <typename Neuron, typename A, int V, typename Of>
-struct Kept {
-  static constexpr int kStates = Neuron::kStates, kOf = kRows<Neuron, Of>;
-
-  A rows[kOf][V];
-
-  Kept() = default;
-  __device__ __forceinline__ Kept(const A (&states)[V][kStates], const Fired<A> (&fired)[V], const A (&read)[V]) {
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-#pragma unroll
-      for (int s = 0; s < kStates; ++s) rows[s][i] = s == kStates - 1 ? fired[i].v : states[i][s];
-      if constexpr (kOf > kStates) rows[kStates][i] = read[i];
-    }
-  }
-  __device__ __forceinline__ A read([[maybe_unused]] int i) const {
-    if constexpr (kOf > kStates) return rows[kStates][i];
-    return A(0);
-  }
-};
-
-// The kept steps of a chunk: in shared memory, or without any in registers.
-template <typename K, typename A, int V, int kOf, int kSteps, bool kShared>
-struct Trajectory {
-  static constexpr int kRows = K::kOf;
-  Pack<A, V> (*column)[kOf];
-
-  __device__ __forceinline__ explicit Trajectory(void* shared) : column(static_cast<Pack<A, V> (*)[kOf]>(shared)) {}
-  __device__ __forceinline__ void put(int k, const K& step) {
-#pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      Pack<A, V> pack;
-      copy(pack.values, step.rows[row]);
-      column[k * kRows + row][threadIdx.x] = pack;
-    }
-  }
-  __device__ __forceinline__ K get(int k) const {
-    K step;
-#pragma unroll
-    for (int row = 0; row < kRows; ++row) copy(step.rows[row], column[k * kRows + row][threadIdx.x].values);
-    return step;
-  }
-};
-template <typename K, typename A, int V, int kOf, int kSteps>
-struct Trajectory<K, A, V, kOf, kSteps, false> {
-  K steps[kSteps];
-
-  __device__ __forceinline__ explicit Trajectory(void*) {}
-  __device__ __forceinline__ void put(int k, const K& step) { steps[k] = step; }
-  __device__ __forceinline__ K get(int k) const { return steps[k]; }
-};
-
 // The number of steps that the last chunk before `end` lacks at its beginning, so that it ends with its last step.
 // Below it is `skip`, of a chunk or a batch that is not kWhole.
 template <int kChunk>
@@ -153,6 +102,16 @@ __device__ __forceinline__ int missing(int end) {
 // of one neuron are registers, so that they can't be in a loop.
 template <int V, bool kWhole, int kBatches>
 constexpr bool kRolled = V > 1 && !kWhole && kBatches > 1;
+
+// Calls f with whether all steps of a batch are there, as a constant where it is known.
+template <bool kWhole, typename F>
+__device__ __forceinline__ void visit_batch(bool all, F&& f) {
+  if (kWhole || all) {
+    f(std::true_type{});
+  } else {
+    f(std::false_type{});
+  }
+}
 
 // The part that does not depend on where the membranes come from: the given gradients, the adjoint, and the results.
 // kChunked: the pass goes through a segment of time, and its carry may not be known yet.
@@ -213,7 +172,7 @@ struct PlainAdjoint {
       if (p.grad_initial[s] != nullptr) store_row(static_cast<A*>(p.grad_initial[s]) + first, s, carry);
     }
     if (kSumsX && p.grad_x_sum != nullptr) store<V>(static_cast<S*>(p.grad_x_sum) + first, grad_x_sum);
-    if constexpr (kSums != Sums::kNone) finish_parameters<(V > 1)>(p, first, sums, own);
+    if constexpr (kSums != Sums::kNone) finish_parameters(p, first, sums, own);
   }
 
  protected:
@@ -253,13 +212,7 @@ struct PlainAdjoint {
     unpack(gradients[b][k], spk);
     fill(mem, -A(0));  // the compiler drops an addition of -0, but not of 0, which changes -0
     if constexpr (Of::kAsks) unpack(of_mem[b][k], mem);
-    if (Of::kOpen && p.slope.exponential) {
-#pragma unroll
-      for (int i = 0; i < V; ++i) slope[i] = exponential(p.slope, v[i] - parameters[Problem<Neuron>::kThreshold]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < V; ++i) slope[i] = rational(p.slope, v[i] - parameters[Problem<Neuron>::kThreshold]);
-    }
+    slopes<Of::kOpen>(p.slope, v, parameters[Problem<Neuron>::kThreshold], slope);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       A unused[kParameters] = {}, none[kStates];
@@ -284,7 +237,14 @@ struct PlainRecomputed : PlainAdjoint<Neuron, S, V, Of, kChunked> {
   using Base::kBatches, Base::kChunk, Base::kFew, Base::kMem, Base::kStates, Base::kSteps, Base::first;
   using Base::parameters, Base::p;
   using A = Opmath<S>;
-  using Keeps = Kept<Neuron, A, V, Of>;
+  static constexpr int kKept = kRows<Neuron, Of>;
+  static constexpr bool kShared = kBytes<Neuron, S, V, Of> > 0;
+  struct alignas(sizeof(A) * V) Row {
+    A of[V];
+  };
+  struct Kept {
+    Row rows[kKept];
+  };
   // Whether steps that a chunk lacks hold the states before it, so that no step has to be told from the first.
   static constexpr bool kPadded = V == 1 && !ResetsAtOnce<Neuron>;
 
@@ -292,10 +252,13 @@ struct PlainRecomputed : PlainAdjoint<Neuron, S, V, Of, kChunked> {
   const A* checkpoint;                   // of the chunk to request next
   Raw<S, V> currents[kBatches][kSteps];  // of the chunk to do next: the first batch
   States<Neuron, A, V> before;           // the states before it
-  Trajectory<Keeps, A, V, kOf, kChunk, (kBytes<Neuron, S, V, Of> > 0)> trajectory;
+  // The kept steps of a chunk: in shared memory, where each thread has a column, or without any in registers.
+  std::conditional_t<kShared, Row (*)[kOf], Kept[kChunk]> kept;
 
   __device__ __forceinline__ PlainRecomputed(const Backward<Neuron>& problem, int64_t first_neuron, void* shared)
-      : Base(problem, first_neuron), trajectory(shared) {}
+      : Base(problem, first_neuron) {
+    if constexpr (kShared) kept = static_cast<Row(*)[kOf]>(shared);
+  }
 
   // Requests the first rows for going back from `end`.
   __device__ __forceinline__ void start(int end) {
@@ -337,23 +300,19 @@ struct PlainRecomputed : PlainAdjoint<Neuron, S, V, Of, kChunked> {
           if (!lacks) {
             A current[V];
             unpack(currents[now][k], current);
-            if constexpr (kRows<Neuron, Of> > kStates) {
+            if constexpr (kKept > kStates) {
 #pragma unroll
               for (int i = 0; i < V; ++i) read[i] = Neuron::driven(current[i], state[i][kMem], parameters);
             }
-            step_all<Neuron, Of::kReset>(current, parameters, state, fired);
+            step_all<Neuron>(ResetRule{Of::kReset, true}, current, parameters, state, fired);
           }
-          trajectory.put(b * kSteps + k, Keeps(state, fired, read));
+          keep(b * kSteps + k, state, fired, read);
         }
       };
-      if (kWhole || (kLoop && b * kSteps >= skip)) {
-        steps(std::true_type{});
-      } else {
-        steps(std::false_type{});
-      }
+      visit_batch<kWhole>(kLoop && b * kSteps >= skip, steps);
       if constexpr (kLoop) copy(currents[0], currents[1]);
     }
-    Keeps after = trajectory.get(kChunk - 1);
+    Kept after = kept_of(kChunk - 1);
 #pragma unroll kCopies
     for (int b = kBatches - 1; b >= first_batch; --b) {
       const int now = kLoop ? kBatches - 1 : b, next = kLoop ? 0 : b - 1;
@@ -373,32 +332,52 @@ struct PlainRecomputed : PlainAdjoint<Neuron, S, V, Of, kChunked> {
             if constexpr (kFew) advance(Base::grad_x, -p.N);
             continue;
           }
-          if constexpr (kFew) after = trajectory.get(step);
+          if constexpr (kFew) after = kept_of(step);
           // The states before it are not read where the membrane that decided the spike is another one.
           const bool begins = !ResetsAtOnce<Neuron> && step == (kWhole || kPadded || kFew ? 0 : skip);
-          Keeps earlier = after;
-          if (!begins) earlier = trajectory.get(step > 0 ? step - 1 : 0);
-          A states[V][kStates], read[V];
+          Kept earlier = after;
+          if (!begins) earlier = kept_of(step > 0 ? step - 1 : 0);
+          A states[V][kStates], read[V] = {};
+          if constexpr (kKept > kStates) copy(read, after.rows[kStates].of);
 #pragma unroll
           for (int i = 0; i < V; ++i) {
-            read[i] = after.read(i);
 #pragma unroll
-            for (int s = 0; s < kStates; ++s) states[i][s] = begins ? start_state[i][s] : earlier.rows[s][i];
+            for (int s = 0; s < kStates; ++s) states[i][s] = begins ? start_state[i][s] : earlier.rows[s].of[i];
           }
-          Base::adjoint(now, k, read, states, after.rows[kMem]);
+          Base::adjoint(now, k, read, states, after.rows[kMem].of);
           after = earlier;
         }
       };
-      if (kWhole || (kLoop && b * kSteps >= skip)) {
-        steps(std::true_type{});
-      } else {
-        steps(std::false_type{});
-      }
+      visit_batch<kWhole>(kLoop && b * kSteps >= skip, steps);
       if constexpr (kLoop) copy(Base::gradients[kBatches - 1], Base::gradients[0]);
     }
   }
 
  private:
+  __device__ __forceinline__ Row& row(int k, int r) {
+    if constexpr (kShared) {
+      return kept[k * kKept + r][threadIdx.x];
+    } else {
+      return kept[k].rows[r];
+    }
+  }
+  __device__ __forceinline__ void keep(int k, const A (&states)[V][kStates], const Fired<A> (&fired)[V],
+                                       const A (&read)[V]) {
+#pragma unroll
+    for (int r = 0; r < kKept; ++r) {
+      Row made;
+#pragma unroll
+      for (int i = 0; i < V; ++i) made.of[i] = r < kMem ? states[i][r] : r == kMem ? fired[i].v : read[i];
+      row(k, r) = made;
+    }
+  }
+  __device__ __forceinline__ Kept kept_of(int k) {
+    Kept step;
+#pragma unroll
+    for (int r = 0; r < kKept; ++r) step.rows[r] = row(k, r);
+    return step;
+  }
+
   template <bool kWhole>
   __device__ __forceinline__ void request_currents(int b, int skip) {
 #pragma unroll
@@ -472,11 +451,7 @@ struct PlainRecorded : PlainAdjoint<Neuron, S, V, Of, kChunked> {
           Base::adjoint(now, k, none, states, v);
         }
       };
-      if (kWhole || (kLoop && b * kSteps >= skip)) {
-        steps(std::true_type{});
-      } else {
-        steps(std::false_type{});
-      }
+      visit_batch<kWhole>(kLoop && b * kSteps >= skip, steps);
       if constexpr (kLoop) {
         copy(Base::gradients[kBatches - 1], Base::gradients[0]);
         if constexpr (Of::kAsks) copy(Base::of_mem[kBatches - 1], Base::of_mem[0]);

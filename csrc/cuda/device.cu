@@ -59,12 +59,9 @@ std::string unavailable() {
 }
 #endif
 
-bool forward_wants_vectors(int64_t neurons, int V) {
-  return neurons >= (g_vector_minimum < 0 ? kForwardVectors : g_vector_minimum) && neurons % V == 0;
-}
-
-bool backward_wants_vectors(int64_t neurons, int V) {
-  return neurons >= (g_vector_minimum < 0 ? kBackwardVectors : g_vector_minimum) && neurons % V == 0;
+bool wants_vectors(Pass pass, int64_t neurons, int V) {
+  const int64_t least = pass == Pass::kForward ? kForwardVectors : kBackwardVectors;
+  return neurons >= (g_vector_minimum < 0 ? least : g_vector_minimum) && neurons % V == 0;
 }
 
 bool wants_chunked(int64_t steps, int64_t neurons) { return steps >= g_least_steps && neurons <= g_most_neurons; }

@@ -45,25 +45,20 @@ __device__ __forceinline__ BFloat16 narrow<BFloat16, float>(float x) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
 }
 
-// V adjacent elements, which one access of 16 bytes moves, or several.
-template <typename S, int V>
-struct alignas(sizeof(S) * V < 16 ? sizeof(S) * V : 16) Pack {
-  S values[V];
-};
-
-// An integer of the size of a pack, or of 16 bytes of it.
+// An integer of so many bytes, or of 16 of them.
 template <int kBytes>
-using Word = std::conditional_t<
-    kBytes == 1, unsigned char,
+using Word =
     std::conditional_t<kBytes == 2, unsigned short,
-                       std::conditional_t<kBytes == 4, unsigned, std::conditional_t<kBytes == 8, uint2, uint4>>>>;
+                       std::conditional_t<kBytes == 4, unsigned, std::conditional_t<kBytes == 8, uint2, uint4>>>;
 
-// A pack as it comes from memory, in words. The compiler would take a pack of 16-bit elements apart at the next branch,
-// and wait for its load there. It leaves words alone, so that several loads can be under way at once.
+// V adjacent elements as they lie in memory, in words that one access moves. The compiler would take 16-bit elements
+// apart at the next branch, and wait for their load there. It leaves words alone, so that several loads can be under
+// way at once.
 template <typename S, int V>
 struct Raw {
-  using W = Word<static_cast<int>(sizeof(Pack<S, V>))>;
-  W words[sizeof(Pack<S, V>) / sizeof(W)];
+  using W = Word<static_cast<int>(sizeof(S)) * V>;
+  static constexpr int kWords = static_cast<int>(sizeof(S) * V / sizeof(W));
+  W words[kWords];
 };
 
 template <typename S, int V>
@@ -73,31 +68,23 @@ __device__ __forceinline__ Raw<S, V> get(const S* from) {
 #endif
   Raw<S, V> raw;
 #pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof raw / sizeof raw.words[0]); ++i) {
-    raw.words[i] = reinterpret_cast<const typename Raw<S, V>::W*>(from)[i];
-  }
+  for (int i = 0; i < Raw<S, V>::kWords; ++i) raw.words[i] = reinterpret_cast<const typename Raw<S, V>::W*>(from)[i];
   return raw;
 }
 
 template <typename S, int V>
-__device__ __forceinline__ Pack<S, V> pack_of(const Raw<S, V>& raw) {
-  Pack<S, V> pack;
-  memcpy(&pack, &raw, sizeof pack);
-  return pack;
-}
-
-template <typename S, int V>
-__device__ __forceinline__ Raw<S, V> raw_of(const Pack<S, V>& pack) {
+__device__ __forceinline__ Raw<S, V> raw_of(const S (&values)[V]) {
   Raw<S, V> raw;
-  memcpy(&raw, &pack, sizeof raw);
+  memcpy(&raw, values, sizeof raw);
   return raw;
 }
 
 template <typename S, int V, typename A>
 __device__ __forceinline__ void unpack(const Raw<S, V>& raw, A (&to)[V]) {
-  const Pack<S, V> pack = pack_of(raw);
+  S values[V];
+  memcpy(values, &raw, sizeof raw);
 #pragma unroll
-  for (int i = 0; i < V; ++i) to[i] = widen(pack.values[i]);
+  for (int i = 0; i < V; ++i) to[i] = widen(values[i]);
 }
 
 template <int V, typename S, typename A>
@@ -105,68 +92,55 @@ __device__ __forceinline__ void load(const S* from, A (&to)[V]) {
   unpack(get<S, V>(from), to);
 }
 
-#if !defined(SNN_EMULATED)
-// Without volatile and "memory" the compiler would see no effect of these instructions, and might drop or move them.
-__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[1]) {
-  asm volatile("st.global.b32 [%0], %1;" ::"l"(at), "r"(w[0]) : "memory");
-}
-__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[2]) {
-  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]) : "memory");
-}
-template <int kWords>
-__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[kWords]) {
-  static_assert(kWords % 4 == 0);
-#pragma unroll
-  for (int i = 0; i < kWords; i += 4) {
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]), "r"(w[i + 2]),
-                 "r"(w[i + 3])
-                 : "memory");
-  }
-}
-#endif
-
-// Stores in as few accesses as the pack's alignment allows. For architectures before 10.0 nvcc takes an assignment of a
-// pack, or of a vector, apart into one store per element; it leaves instructions as they are.
-template <typename S, int V>
-__device__ __forceinline__ void put(S* to, const Pack<S, V>& pack) {
-#if !defined(SNN_EMULATED)
-  if constexpr (sizeof pack % 4 == 0) {
-    uint32_t words[sizeof pack / 4];
-    memcpy(words, &pack, sizeof pack);
-    put_words(__cvta_generic_to_global(to), words);
-    return;
-  }
-#endif
-  *reinterpret_cast<Pack<S, V>*>(to) = pack;
-}
-
 // One instruction converts two floats where there is one, and rounds as that for one float does.
-template <typename S, typename A, int V>
-__device__ __forceinline__ void narrow_two(const A* from, Pack<S, V>& to, int i) {
-  to.values[i] = narrow<S>(from[0]);
-  to.values[i + 1] = narrow<S>(from[1]);
+template <typename S, typename A>
+__device__ __forceinline__ void narrow_two(const A* from, S* to) {
+  to[0] = narrow<S>(from[0]);
+  to[1] = narrow<S>(from[1]);
 }
-template <int V>
-__device__ __forceinline__ void narrow_two(const float* from, Pack<Half, V>& to, int i) {
+template <>
+__device__ __forceinline__ void narrow_two(const float* from, Half* to) {
   const __half2 two = __floats2half2_rn(from[0], from[1]);
-  memcpy(&to.values[i], &two, sizeof two);
+  memcpy(to, &two, sizeof two);
 }
-template <int V>
-__device__ __forceinline__ void narrow_two(const float* from, Pack<BFloat16, V>& to, int i) {
+template <>
+__device__ __forceinline__ void narrow_two(const float* from, BFloat16* to) {
   const __nv_bfloat162 two = __floats2bfloat162_rn(from[0], from[1]);
-  memcpy(&to.values[i], &two, sizeof two);
+  memcpy(to, &two, sizeof two);
 }
+
+template <typename W>
+__device__ __forceinline__ void put(W* to, W word) {
+  *to = word;
+}
+#if !defined(SNN_EMULATED)
+// For architectures before 10.0 nvcc takes an assignment of a vector apart into one store per element; it leaves
+// instructions as they are. Without volatile and "memory" it would see no effect of these, and might drop or move them.
+__device__ __forceinline__ void put(unsigned* to, unsigned w) {
+  asm volatile("st.global.b32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "r"(w) : "memory");
+}
+__device__ __forceinline__ void put(uint2* to, uint2 w) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(w.x), "r"(w.y) : "memory");
+}
+__device__ __forceinline__ void put(uint4* to, uint4 w) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(w.x), "r"(w.y),
+               "r"(w.z), "r"(w.w)
+               : "memory");
+}
+#endif
 
 template <int V, typename S, typename A>
 __device__ __forceinline__ void store(S* to, const A (&from)[V]) {
-  Pack<S, V> pack;
+  S values[V];
   if constexpr (V == 1) {
-    pack.values[0] = narrow<S>(from[0]);
+    values[0] = narrow<S>(from[0]);
   } else {
 #pragma unroll
-    for (int i = 0; i < V; i += 2) narrow_two(from + i, pack, i);
+    for (int i = 0; i < V; i += 2) narrow_two(from + i, values + i);
   }
-  put(to, pack);
+  const Raw<S, V> raw = raw_of(values);
+#pragma unroll
+  for (int i = 0; i < Raw<S, V>::kWords; ++i) put(reinterpret_cast<typename Raw<S, V>::W*>(to) + i, raw.words[i]);
 }
 
 template <typename A, int V>

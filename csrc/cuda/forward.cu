@@ -1,166 +1,257 @@
-// Forward kernel: a thread takes V adjacent neurons through all time steps. Compiled once for each neuron.
-#include "forward_plain.cuh"
-#include "neurons.cuh"
+// Forward kernels: a thread takes V adjacent neurons through all time steps. It requests the currents of the next batch
+// of steps before it computes the present one. Compiled once for each neuron.
+#include "plain.cuh"
 
 namespace snnfast::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-// Time steps whose currents are requested before the first is used, because the latency of memory limits this kernel.
-constexpr int kAhead = 4;
+// What a plain kernel knows of its calls. kFew: they have no more steps than a batch.
+template <Reset kReset_, bool kRecord_, bool kFew_>
+struct Plain {
+  static constexpr bool kAsks = false, kRecord = kRecord_, kFew = kFew_;
+  using Steps = int;  // a number of them
+  static __device__ __forceinline__ ResetRule rule(ResetRule) { return {kReset_, true}; }
+};
+// A general kernel asks the call. Only a thread of one neuron has ragged batches, and returns the membranes that
+// decided the spikes: both hold registers that several neurons need.
+struct General {
+  static constexpr bool kAsks = true, kRecord = true, kFew = false;
+  using Steps = int64_t;
+  static __device__ __forceinline__ ResetRule rule(ResetRule given) { return given; }
+};
 
-// Only a thread of one neuron has ragged batches, and returns the membranes that decided the spikes: both hold
-// registers that several neurons need.
-template <typename Neuron, typename S, int V>
+// Steps of a batch. With one neuron per thread, so many hide the latency of memory even with few warps. Several neurons
+// have as many bytes under way with fewer steps. A general kernel would become too large.
+template <typename Of, int V>
+constexpr int kBatch = Of::kAsks ? (V > 1 ? 2 : 4)
+                       : V > 1   ? 4
+                                 : 16;
+
+template <int V>
+constexpr int kThreads = V == 1 ? 128 : 256;
+
+// The least number of blocks at once leaves registers for 1024 threads of a multiprocessor, or for fewer where they do
+// not suffice.
+template <typename Of, typename Neuron, typename S, int V>
+constexpr int kLeastBlocks = [] {
+  constexpr bool kMore = ResetsAtOnce<Neuron> || Neuron::kStates > 1;
+  if (Of::kAsks) return (sizeof(S) == 2 && V > 1 ? 256 : V > 1 ? 512 : 768) / kThreads<V>;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  if (V > 1 && std::is_same_v<S, BFloat16>) return 1;  // there the conversion is several instructions
+#endif
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  if (V == 1 && kMore) return (sizeof(S) == 4 ? 512 : 640) / kThreads<V>;  // without a spill
+  if (ResetsAtOnce<Neuron> && V == 4) return 512 / kThreads<V>;            // as here
+#endif
+  if (V == 1) return (kMore || sizeof(S) == 2 ? 896 : 1024) / kThreads<V>;
+  return (sizeof(S) == 4 ? (kMore ? 768 : 1024) : (kMore ? 256 : 768)) / kThreads<V>;
+}();
+
+template <typename Of, typename Neuron, typename S, int V>
 struct ForwardPass {
   using A = Opmath<S>;
-  static constexpr int kStates = Neuron::kStates;
+  using Steps = typename Of::Steps;
+  static constexpr int kSteps = kBatch<Of, V>, kStates = Neuron::kStates;
+  static constexpr bool kRagged = Of::kAsks && V == 1;
+  using Batch = Raw<S, V>[kSteps];
 
   const Forward<Neuron>& p;
-  int64_t first;
-  int64_t own_steps;  // of one neuron alone
-  A parameters[V][Neuron::kParameters];
+  const S* x;  // of the next step to request
+  S* spk;      // of the next step to write, as the rows below
+  S* record[kStates];
+  A* deciding;
+  A* checkpoint;  // nullptr: none are saved
+  const int64_t N, x_stride;
+  A parameters[Neuron::kParameters];
   A state[V][kStates];
-  A count[V];  // spikes so far, if they are summed
+  A count[V];  // of spikes, if they are summed
 
-  __device__ ForwardPass(const Forward<Neuron>& problem, int64_t first_neuron)
-      : p(problem), first(first_neuron), own_steps(V == 1 ? problem.steps_of(first_neuron) : 0) {
-    load_parameters(p, first, parameters);
-    load_initial(p, first, state);
+  __device__ __forceinline__ ForwardPass(const Forward<Neuron>& problem, int64_t first)
+      : p(problem),
+        x(static_cast<const S*>(p.x) + first),
+        spk(static_cast<S*>(p.spk) + first),
+        deciding(plain::further(static_cast<A*>(p.deciding), first)),
+        checkpoint(p.saved == Saved::kCheckpoints && p.rows != nullptr ? static_cast<A*>(p.rows) + first : nullptr),
+        N(p.N),
+        x_stride(p.x_stride()) {
     fill(count, A(0));
+#pragma unroll
+    for (int s = 0; s < kStates; ++s) record[s] = plain::further(static_cast<S*>(p.record[s]), first);
   }
 
-  __device__ __forceinline__ int64_t T() const { return V == 1 ? own_steps : p.T; }
-
-  // Steps t to t + kAhead - 1, as far as there are any.
-  __device__ __forceinline__ void steps(int64_t t) {
-    Raw<S, V> x[kAhead];
+  // Requests the currents of `count` steps, or of a whole batch.
+  template <bool kWhole>
+  __device__ __forceinline__ void request(Batch& batch, Steps count) {
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      if (t + k >= T()) break;
-      x[k] = get<S, V>(static_cast<const S*>(p.x) + (p.x_repeats ? 0 : (t + k) * p.N) + first);
+    for (int k = 0; k < kSteps; ++k) {
+      const bool there = kWhole || k < count;
+      if (!Of::kFew && !there) continue;  // to break off would take more code
+      if (there) batch[k] = get<S, V>(x);
+      plain::advance(x, x_stride);
     }
-    // For several neurons, unrolling would make four times the code, so each current moves up to the place of the one
-    // before. For one neuron, these moves would be half of all instructions.
-    [[maybe_unused]] constexpr int kCopies = V == 1 ? kAhead : 1;
-#pragma unroll kCopies
-    for (int k = 0; k < kAhead; ++k) {
-      if (t + k >= T()) break;
-      step(t + k, x[0]);
+    plain::in_order();
+  }
+
+  // The steps from `t` on. After its `own` steps, a neuron keeps its states and does not spike.
+  template <bool kWhole>
+  __device__ __forceinline__ void compute(Steps t, const Batch& batch, Steps count, [[maybe_unused]] Steps own) {
+    if (checkpoint != nullptr && t > 0 && t % kCheckpoint == 0) save();
 #pragma unroll
-      for (int next = 1; next < kAhead; ++next) x[next - 1] = x[next];
+    for (int k = 0; k < kSteps; ++k) {
+      if (!kWhole && k >= count) continue;
+      A current[V];
+      unpack(batch[k], current);
+      Fired<A> fired[V] = {};
+      if (!kRagged || t + k < own) plain::step_all<Neuron>(Of::rule(p.rule), current, parameters, state, fired);
+      write(fired);
     }
   }
 
-  __device__ __forceinline__ void step(int64_t t, const Raw<S, V>& current) {
-    A x[V];
-    unpack(current, x);
-    if (p.saved == Saved::kCheckpoints && t % kCheckpoint == 0 && t > 0) {
+  __device__ __forceinline__ void write(const Fired<A> (&fired)[V]) {
+    A spikes[V];
 #pragma unroll
-      for (int s = 0; s < kStates; ++s) {
-        store_row(static_cast<A*>(p.rows) + ((t / kCheckpoint - 1) * kStates + s) * p.N + first, s, state);
-      }
+    for (int i = 0; i < V; ++i) spikes[i] = fired[i].spk;
+    if (kRagged && p.deciding != nullptr) {
+      *deciding = fired[0].v;
+      plain::advance(deciding, N);
     }
-    [[maybe_unused]] A v[V];
-    A spk[V];
+    if (Of::kAsks && p.reduce) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const Fired<A> fired = Neuron::step(p.rule, x[i], state[i], parameters[i]);
-      v[i] = fired.v;
-      spk[i] = fired.spk;
-    }
-    const int64_t at = t * p.N + first;
-    if constexpr (V == 1) {
-      if (p.deciding != nullptr) store<V>(static_cast<A*>(p.deciding) + at, v);
-    }
-    if (p.reduce) {
-#pragma unroll
-      for (int i = 0; i < V; ++i) count[i] += spk[i];
+      for (int i = 0; i < V; ++i) count[i] += spikes[i];
     } else {
-      store<V>(static_cast<S*>(p.spk) + at, spk);
+      store<V>(spk, spikes);
+      plain::advance(spk, N);
     }
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
-      if (p.record[s] != nullptr) store_row(static_cast<S*>(p.record[s]) + at, s, state);
+      if (!Of::kRecord || (Of::kAsks && p.record[s] == nullptr)) continue;
+      store_row(record[s], s, state);
+      plain::advance(record[s], N);
     }
   }
 
-  // After its last step a sample keeps its states and does not spike. Nobody reads what is saved of it there.
-  __device__ __forceinline__ void fill_padding() {
-    A none[V];
-    fill(none, A(0));
-    for (int64_t t = own_steps; t < p.T; ++t) {
-      const int64_t at = t * p.N + first;
-      if (p.deciding != nullptr) store<V>(static_cast<A*>(p.deciding) + at, none);
-      if (!p.reduce) store<V>(static_cast<S*>(p.spk) + at, none);
-#pragma unroll
-      for (int s = 0; s < kStates; ++s) {
-        if (p.record[s] != nullptr) store_row(static_cast<S*>(p.record[s]) + at, s, state);
-      }
-      if (p.saved == Saved::kCheckpoints && t % kCheckpoint == 0 && t > 0) {
-        A* const rows = static_cast<A*>(p.rows) + (t / kCheckpoint - 1) * kStates * p.N + first;
-        for (int s = 0; s < kStates; ++s) store<V>(rows + s * p.N, none);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void finish() {
-    if constexpr (V == 1) fill_padding();
-    if (p.reduce) store<V>(static_cast<S*>(p.spk) + first, count);
+  __device__ __forceinline__ void save() {
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
-      if (p.last[s] != nullptr) store_row(static_cast<A*>(p.last[s]) + first, s, state);
+      store_row(checkpoint, s, state);
+      plain::advance(checkpoint, N);
     }
   }
 };
 
-// The least number of blocks at once; 0 leaves it to the compiler, which takes a few registers too many with vectors,
-// and in double spills to run more blocks.
-template <typename Neuron, typename S, int V>
-constexpr int kLeastBlocks = [] {
-  if (sizeof(S) == 8) return 4;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-  if (V == 1) return 2;  // it spilled a word of 16-bit elements
+template <typename Of, typename S, int V, typename Neuron>
+__device__ __forceinline__ void run(const Forward<Neuron>& p) {
+  using A = Opmath<S>;
+  using Pass = ForwardPass<Of, Neuron, S, V>;
+  using Steps = typename Of::Steps;
+  constexpr int kSteps = Pass::kSteps;
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V;
+  if (first >= p.N) return;
+  const auto T = static_cast<Steps>(p.T), own = Pass::kRagged ? static_cast<Steps>(p.steps_of(first)) : T;
+  Pass neurons(p, first);
+  typename Pass::Batch now, next;
+  neurons.template request<false>(now, T);
+  const auto before = initial_states<A, V>(p, first);
+  plain::in_order();
+  if constexpr (Of::kAsks) {
+    load_parameters<V>(p, first, neurons.parameters);
+  } else {
+    plain::load_numbers<S, V>(p, first, neurons.parameters);
+  }
+  before.to(neurons.state);
+
+  Steps t = Of::kFew ? T : 0;
+  if constexpr (Of::kFew) {
+    if (T == kSteps) {
+      neurons.template compute<true>(0, now, kSteps, own);
+    } else {
+      neurons.template compute<false>(0, now, T, own);
+    }
+  }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  constexpr bool kInPairs = !Of::kAsks && !std::is_same_v<S, BFloat16>;  // two batches would spill its conversions
+#else
+  constexpr bool kInPairs = !Of::kAsks;
 #endif
-  if (V == 1) return Neuron::kStates > 1 ? 2 : 0;  // with several states the compiler spilled a word
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-  if (sizeof(S) == 2) return 0;  // 3 blocks would lack a few registers
-#endif
-  if (sizeof(S) == 2 && Neuron::kStates > 2) return 0;  // 8 neurons need their registers
-  return sizeof(S) == 4 ? 3 : 2;
-}();
+#pragma unroll 1
+  for (; kInPairs && t <= T - 3 * kSteps; t += 2 * kSteps) {  // so that no batch is copied
+    neurons.template request<true>(next, kSteps);
+    neurons.template compute<true>(t, now, kSteps, own);
+    neurons.template request<true>(now, kSteps);
+    neurons.template compute<true>(t + kSteps, next, kSteps, own);
+  }
+#pragma unroll 1
+  for (; t < T; t += kSteps) {
+    neurons.template request<false>(next, T - t - kSteps);
+    neurons.template compute<false>(t, now, T - t, own);
+    plain::copy(now, next);
+  }
+  if (Of::kAsks && p.reduce) store<V>(neurons.spk, neurons.count);
+#pragma unroll
+  for (int s = 0; s < Neuron::kStates; ++s) {
+    if (p.last[s] != nullptr) store_row(static_cast<A*>(p.last[s]) + first, s, neurons.state);
+  }
+}
+
+template <typename Neuron, typename S, int V, Reset kReset, bool kRecord, bool kFew>
+__global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<Plain<kReset, kRecord, kFew>, Neuron, S, V>)
+    forward_plain_kernel(const Forward<Neuron> p) {
+  run<Plain<kReset, kRecord, kFew>, S, V>(p);
+}
 
 template <typename Neuron, typename S, int V>
-__global__ void __launch_bounds__(kThreads, kLeastBlocks<Neuron, S, V>) forward_kernel(const Forward<Neuron> p) {
-  const int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (group >= p.N / V) return;
-  ForwardPass<Neuron, S, V> neurons(p, group * V);
-  for (int64_t t = 0; t < neurons.T(); t += kAhead) neurons.steps(t);
-  neurons.finish();
+__global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<General, Neuron, S, V>)
+    forward_kernel(const Forward<Neuron> p) {
+  run<General, S, V>(p);
+}
+
+template <typename Neuron, typename S, Reset kReset, bool kRecord>
+int launch_plain(const Forward<Neuron>& p, void* stream) {
+  constexpr int V = kForwardWidth<S>;
+  if (!takes_vectors(p, V)) {
+    return launch<1>(forward_plain_kernel<Neuron, S, 1, kReset, kRecord, false>, kThreads<1>, stream, p);
+  }
+  if constexpr (ResetsAtOnce<Neuron> && V == 4) {  // eight neurons, or a lighter step, hide the rest
+    if (p.T <= kBatch<Plain<kReset, kRecord, true>, V>) {
+      return launch<V>(forward_plain_kernel<Neuron, S, V, kReset, kRecord, true>, kThreads<V>, stream, p);
+    }
+  }
+  return launch<V>(forward_plain_kernel<Neuron, S, V, kReset, kRecord, false>, kThreads<V>, stream, p);
+}
+
+// Whether the plain kernels take a call of a neuron that has some.
+template <typename Neuron>
+bool takes_plain(const Forward<Neuron>& p) {
+  if (!plain::is_ordinary(p) || p.reduce || p.deciding != nullptr) return false;
+  const bool subtracts = p.rule.reset == Reset::kSubtract && !ResetsAtOnce<Neuron>;
+  return given(p.record) == 0 || (subtracts && given(p.record) == Neuron::kStates);
 }
 
 template <typename Neuron, typename S>
-int launch_forward(const Forward<Neuron>& p, void* stream) {
-  constexpr int V = kForwardWidth<S>;
-  // For the membranes that decided the spikes, one neuron per thread is fast enough: the user's callable, which gets
-  // them, takes longer.
-  if constexpr (V > 2) {  // two doubles issue as many instructions per neuron as one
-    if (p.deciding == nullptr && p.lengths == nullptr && forward_wants_vectors(p.N, V) &&
-        aligned(p.x, p.initial, p.spk, p.record, p.last, p.rows)) {
-      return launch(forward_kernel<Neuron, S, V>, p.N / V, kThreads, stream, p);
+int launch_element(const Forward<Neuron>& p, void* stream) {
+  if constexpr (HasPlain<Neuron> && !std::is_same_v<S, double>) {
+    if (takes_plain(p)) {
+      Forward<Neuron> prepared = p;
+      plain::set_numbers(prepared);
+      if (p.rule.reset == Reset::kZero) return launch_plain<Neuron, S, Reset::kZero, false>(prepared, stream);
+      if constexpr (!ResetsAtOnce<Neuron>) {
+        if (given(p.record) != 0) return launch_plain<Neuron, S, Reset::kSubtract, true>(prepared, stream);
+      }
+      return launch_plain<Neuron, S, Reset::kSubtract, false>(prepared, stream);
     }
   }
-  return launch(forward_kernel<Neuron, S, 1>, p.N, threads_for(p.N, kThreads), stream, p);
+  constexpr int V = kForwardWidth<S>;
+  if constexpr (V > 2) {  // two doubles issue as many instructions per neuron as one
+    if (takes_vectors(p, V)) return launch<V>(forward_kernel<Neuron, S, V>, kThreads<V>, stream, p);
+  }
+  return launch<1>(forward_kernel<Neuron, S, 1>, kThreads<1>, stream, p);
 }
 
 }  // namespace
 
 template <typename Neuron>
 int forward(const Forward<Neuron>& p, void* stream) {
-  if constexpr (HasPlain<Neuron>) {
-    if (plain::takes(p)) return plain::forward(p, stream);
-  }
-  return visit_element(p.dtype, [&](auto element) { return launch_forward<Neuron, decltype(element)>(p, stream); });
+  return visit_element(p.dtype, [&](auto element) { return launch_element<Neuron, decltype(element)>(p, stream); });
 }
 
 template int forward<SNN_NEURON>(const Forward<SNN_NEURON>&, void*);

@@ -55,10 +55,16 @@ __device__ __forceinline__ float exponential(const Slope& of, float z) {
   const float inverse = Fused::reciprocal(Fused::multiply_add(of.rest, e, of.rest));
   return e * inverse * inverse;
 }
-// kOpen: the surrogate may be the sigmoid.
-template <bool kOpen>
-__device__ __forceinline__ float slope_at(const Slope& of, float z) {
-  return kOpen && of.exponential ? exponential(of, z) : rational(of, z);
+// Those of the V neurons of a thread, which it asks for the sigmoid together. kOpen: the surrogate may be one.
+template <bool kOpen, int V>
+__device__ __forceinline__ void slopes(const Slope& of, const float (&v)[V], float threshold, float (&to)[V]) {
+  if (kOpen && of.exponential) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) to[i] = exponential(of, v[i] - threshold);
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; ++i) to[i] = rational(of, v[i] - threshold);
+  }
 }
 
 }  // namespace snnfast::cuda

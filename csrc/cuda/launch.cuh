@@ -1,6 +1,7 @@
 // What the host does for every kernel: which of them runs, and its launch.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -11,9 +12,9 @@ namespace snnfast::cuda {
 
 // ---- of device.cu: what does not depend on the neuron
 
-// Whether a thread had better take V neurons: there are many, in a multiple of V.
-bool forward_wants_vectors(int64_t neurons, int V);
-bool backward_wants_vectors(int64_t neurons, int V);
+enum class Pass { kForward, kBackward };
+// Whether a thread had better take V neurons in a pass: there are many, in a multiple of V.
+bool wants_vectors(Pass pass, int64_t neurons, int V);
 // Whether the kernel of backward_chunked.cuh is the faster one.
 bool wants_chunked(int64_t steps, int64_t neurons);
 
@@ -43,6 +44,24 @@ bool is_aligned(T* const (&pointers)[n]) {
 template <typename... Pointers>
 bool aligned(const Pointers&... pointers) {
   return (is_aligned(pointers) && ...);
+}
+
+// Whether threads take V neurons each in a call. These share their parameters, and have no results but their sums.
+template <typename Neuron>
+bool takes_vectors(const Problem<Neuron>& p, Pass pass, int V) {
+  return wants_vectors(pass, p.N, V) && p.lengths == nullptr && aligned(p.x, p.initial) &&
+         std::ranges::all_of(p.parameters, &Parameter::uniform);
+}
+template <typename Neuron>
+bool takes_vectors(const Forward<Neuron>& p, int V) {
+  // The user's callable, which gets the membranes that decided the spikes, takes longer than one neuron per thread.
+  return takes_vectors(p, Pass::kForward, V) && p.deciding == nullptr && aligned(p.spk, p.record, p.last, p.rows);
+}
+template <typename Neuron>
+bool takes_vectors(const Backward<Neuron>& p, int V) {
+  return takes_vectors(p, Pass::kBackward, V) && (p.summed != 0 || !p.sums_parameters()) &&
+         aligned(p.mem_rec, p.rows, p.derivative, p.grad_spk, p.grad_record, p.grad_last, p.grad_x, p.grad_x_sum,
+                 p.grad_initial);
 }
 
 template <typename P>
@@ -80,10 +99,11 @@ inline int threads_for(int64_t neurons, int most) {
   return threads;
 }
 
-// One thread per group of neurons.
-template <typename P>
-int launch(void (*kernel)(P), int64_t groups, int threads, void* stream, const P& problem) {
-  return launch_blocks(kernel, (groups + threads - 1) / threads, threads, stream, problem);
+// A thread for V neurons, `most` of them in a block.
+template <int V, typename P>
+int launch(void (*kernel)(P), int most, void* stream, const P& problem) {
+  const int threads = V > 1 ? most : threads_for(problem.N, most);
+  return launch_blocks(kernel, (problem.N / V + threads - 1) / threads, threads, stream, problem);
 }
 
 }  // namespace snnfast::cuda

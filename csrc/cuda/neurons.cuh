@@ -37,14 +37,6 @@ __device__ __forceinline__ A number(const Parameter& p, int64_t at) {
   return static_cast<A>(static_cast<const double*>(p.data)[at]);
 }
 
-// The parameter of the V neurons from `first` on, not clamped.
-template <typename A, int V>
-__device__ __forceinline__ void parameter(const Parameter& p, int64_t first, A (&to)[V]) {
-  if (p.size == 1) return fill(to, number<A>(p, 0));
-#pragma unroll
-  for (int i = 0; i < V; ++i) to[i] = static_cast<const A*>(p.data)[p.at(first + i)];
-}
-
 // Numbers that a backward pass keeps of each neuron and step that it recomputes: the states after the step, and the
 // current where an adjoint reads it.
 template <typename Neuron>
@@ -58,18 +50,37 @@ inline constexpr unsigned kClampedBits = [] {
   return bits;
 }();
 
+// Which number of a parameter the V neurons of a thread have: only neurons that share them share a thread.
+template <int V>
+__device__ __forceinline__ int64_t place(const Parameter& p, int64_t first) {
+  return V == 1 ? p.at(first) : 0;
+}
+
 // The parameters with which a step computes.
-template <typename Neuron, typename A, int V>
-__device__ __forceinline__ void load_parameters(const Problem<Neuron>& p, int64_t first,
-                                                A (&to)[V][Neuron::kParameters]) {
+template <int V, typename Neuron, typename A>
+__device__ __forceinline__ void load_parameters(const Problem<Neuron>& p, int64_t first, A (&to)[Neuron::kParameters]) {
 #pragma unroll
   for (int k = 0; k < Neuron::kParameters; ++k) {
-    A given[V];
-    parameter(p.parameters[k], first, given);
-#pragma unroll
-    for (int i = 0; i < V; ++i) to[i][k] = kClampedBits<Neuron> >> k & 1u ? clamp_unit(given[i]) : given[i];
+    to[k] = number<A>(p.parameters[k], place<V>(p.parameters[k], first));
+    if (kClampedBits<Neuron> >> k & 1u) to[k] = clamp_unit(to[k]);
   }
 }
+
+// States that were requested and not yet converted.
+template <typename Neuron, typename A, int V>
+struct States {
+  Raw<A, V> rows[Neuron::kStates];
+
+  __device__ __forceinline__ void to(A (&states)[V][Neuron::kStates]) const {
+#pragma unroll
+    for (int s = 0; s < Neuron::kStates; ++s) {
+      A row[V];
+      unpack(rows[s], row);
+#pragma unroll
+      for (int i = 0; i < V; ++i) states[i][s] = row[i];
+    }
+  }
+};
 
 // State s before the first step, not yet converted.
 template <typename A, int V, typename Neuron>
@@ -77,21 +88,17 @@ __device__ __forceinline__ Raw<A, V> initial(const Problem<Neuron>& p, int s, in
   const auto* const from = static_cast<const A*>(p.initial[s]);
   if (from == nullptr) return Raw<A, V>{};
   if ((p.initial_repeats >> s & 1u) == 0) return get<A, V>(from + first);
-  Pack<A, V> pack;
-  fill(pack.values, *from);
-  return raw_of(pack);
+  A row[V];
+  fill(row, *from);
+  return raw_of(row);
 }
 
-// The states before the first step.
-template <typename Neuron, typename A, int V>
-__device__ __forceinline__ void load_initial(const Problem<Neuron>& p, int64_t first, A (&to)[V][Neuron::kStates]) {
+template <typename A, int V, typename Neuron>
+__device__ __forceinline__ States<Neuron, A, V> initial_states(const Problem<Neuron>& p, int64_t first) {
+  States<Neuron, A, V> states;
 #pragma unroll
-  for (int s = 0; s < Neuron::kStates; ++s) {
-    A row[V];
-    unpack(initial<A, V>(p, s, first), row);
-#pragma unroll
-    for (int i = 0; i < V; ++i) to[i][s] = row[i];
-  }
+  for (int s = 0; s < Neuron::kStates; ++s) states.rows[s] = initial<A, V>(p, s, first);
+  return states;
 }
 
 }  // namespace snnfast::cuda

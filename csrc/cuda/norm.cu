@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads) forward_norm_kernel(const ForwardNor
   plain::in_order();
   float parameters[Neuron::kParameters], state[V][Neuron::kStates];
   plain::load_numbers<S, V>(p, 0, parameters);
-  load_initial(p, place.first, state);
+  initial_states<float, V>(p, place.first).to(state);
   const ResetRule rule = rule_of<Neuron, V, kReset>(p);
   S* spk = static_cast<S*>(p.spk) + place.first;
   with_charge<Neuron, S, V>(parameters, [&] {
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const Backwa
     float before[kT][V][Neuron::kStates], v[kT][V], carry[V][Neuron::kStates] = {};
     float of_parameters[kC][Neuron::kParameters] = {};
     plain::load_numbers<S, V>(p, 0, parameters);
-    load_initial(p, place.first, state);
+    initial_states<float, V>(p, place.first).to(state);
     for (int s = 0; s < Neuron::kStates; ++s) {
       if (p.grad_last[s] != nullptr) load_row(static_cast<const float*>(p.grad_last[s]) + place.first, s, carry);
     }
@@ -151,16 +151,17 @@ __global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const Backwa
 #pragma unroll
       for (int k = kT - 1; k >= 0; --k) {
         if (k >= T) continue;
-        float values[V], spk[V], dx[V], none[Neuron::kStates];
+        float values[V], spk[V], slope[V], dx[V], none[Neuron::kStates];
         fill(none, -0.0f);
+        slopes<kOpen<Neuron>>(p.slope, v[k], parameters[p.kThreshold], slope);
         unpack(x[k], values);
         unpack(gradients[k], spk);
 #pragma unroll
         for (int i = 0; i < V; ++i) {
           float of[kNormNumbers];
           unpack(numbers[i % kC][k], of);
-          const float apart = values[i] - of[2], z = v[k][i] - parameters[p.kThreshold];
-          const Given<float> given{spk[i], slope_at<kOpen<Neuron>>(p.slope, z), true};
+          const float apart = values[i] - of[2];
+          const Given<float> given{spk[i], slope[i], true};
           float read = 0;  // what the sum of the first parameter reads
           if constexpr (kOpen<Neuron> && !kWrite) {
             read = Neuron::driven(of[0] * values[i] + of[1], before[k][i][0], parameters);
@@ -241,7 +242,8 @@ int launch_norm(void (*kernel)(P), bool sums, void* stream, const P& p) {
 }  // namespace norm
 
 bool norm_wants_vectors(int64_t neurons, std::initializer_list<const void*> rows) {
-  return backward_wants_vectors(neurons, 4) && std::ranges::all_of(rows, [](auto row) { return is_aligned(row); });
+  return wants_vectors(Pass::kBackward, neurons, 4) &&
+         std::ranges::all_of(rows, [](auto row) { return is_aligned(row); });
 }
 
 int norm_statistics(const Statistics& p, void* stream) {

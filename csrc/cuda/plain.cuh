@@ -46,12 +46,6 @@ void set_numbers(Problem<Neuron>& p) {
   }
 }
 
-// Only neurons that share their parameters can share a thread.
-template <typename Neuron>
-bool shares_parameters(const Problem<Neuron>& p) {
-  return std::ranges::all_of(p.parameters, &Parameter::uniform);
-}
-
 // Whether the plain backward kernels of a neuron have gradients of parameters. For a neuron that rarely learns them,
 // they are not worth their size.
 template <typename Neuron>
@@ -72,13 +66,16 @@ __device__ __forceinline__ void load_numbers(const Problem<Neuron>& p, int64_t f
 #pragma unroll
   for (int k = 0; k < Neuron::kParameters; ++k) to[k] = p.numbers[k];
   if (!p.loads) return;
+  if (kLoaded == 1 && p.alike) {
+    to[0] = widen(static_cast<const S*>(p.parameters[0].data)[place<V>(p.parameters[0], first)]);
+    return;
+  }
   int64_t at[kLoaded];
   bool there[kLoaded];
 #pragma unroll
   for (int k = 0; k < kLoaded; ++k) {
-    const Parameter& parameter = p.parameters[k];
-    at[k] = V == 1 ? parameter.at(first) : 0;
-    there[k] = kLoaded == 1 || parameter.data != nullptr;
+    at[k] = place<V>(p.parameters[k], first);
+    there[k] = p.parameters[k].data != nullptr;
   }
   S given[kLoaded] = {};
   if (p.alike) {
@@ -95,22 +92,6 @@ __device__ __forceinline__ void load_numbers(const Problem<Neuron>& p, int64_t f
     if (kClampedBits<Neuron> >> k & 1u) to[k] = clamp_unit(to[k]);
   }
 }
-
-// States that were requested and not yet converted.
-template <typename Neuron, typename A, int V>
-struct States {
-  Raw<A, V> rows[Neuron::kStates];
-
-  __device__ __forceinline__ void to(A (&states)[V][Neuron::kStates]) const {
-#pragma unroll
-    for (int s = 0; s < Neuron::kStates; ++s) {
-      A row[V];
-      unpack(rows[s], row);
-#pragma unroll
-      for (int i = 0; i < V; ++i) states[i][s] = row[i];
-    }
-  }
-};
 
 // `row` may be nullptr if nobody reads or writes there, which pointer arithmetic would not allow.
 template <typename T>
@@ -141,11 +122,11 @@ __device__ __forceinline__ Raw<S, V> get_if(bool there, const S* row) {
 }
 
 // The step of each of the V neurons of a thread, which share their parameters.
-template <typename Neuron, Reset kReset, typename A, int V>
-__device__ __forceinline__ void step_all(const A (&x)[V], const A (&parameters)[Neuron::kParameters],
+template <typename Neuron, typename A, int V>
+__device__ __forceinline__ void step_all(ResetRule rule, const A (&x)[V], const A (&parameters)[Neuron::kParameters],
                                          A (&state)[V][Neuron::kStates], Fired<A> (&fired)[V]) {
 #pragma unroll
-  for (int i = 0; i < V; ++i) fired[i] = Neuron::step(ResetRule{kReset, true}, x[i], state[i], parameters);
+  for (int i = 0; i < V; ++i) fired[i] = Neuron::step(rule, x[i], state[i], parameters);
 }
 
 }  // namespace plain

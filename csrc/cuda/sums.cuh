@@ -28,24 +28,19 @@ constexpr int threads_in(int bytes) {
 }
 
 // Stores the gradients of the first n parameters, which a thread has summed over time for its neurons. Of a gradient
-// that is one number, `own` gets their share. kShared: each of them is.
-template <bool kShared, typename Neuron, typename A, int V, int n>
+// that is one number, as all are where neurons share a thread, `own` gets their share.
+template <typename Neuron, typename A, int V, int n>
 __device__ __forceinline__ void finish_parameters(const Backward<Neuron>& p, int64_t first,
                                                   A (&sums)[V][Neuron::kParameters], double (&own)[n]) {
 #pragma unroll
   for (int k = 0; k < n; ++k) {
     if (p.grad_parameters[k] == nullptr) continue;
     if (kClampedBits<Neuron> >> k & 1u) {
-      A given[V];
-      if constexpr (kShared) {
-        fill(given, number<A>(p.parameters[k], 0));
-      } else {
-        parameter(p.parameters[k], first, given);
-      }
+      const A given = number<A>(p.parameters[k], place<V>(p.parameters[k], first));
 #pragma unroll
-      for (int i = 0; i < V; ++i) sums[i][k] = clamp_unit_adjoint(given[i], sums[i][k], p.clamp_closed);
+      for (int i = 0; i < V; ++i) sums[i][k] = clamp_unit_adjoint(given, sums[i][k], p.clamp_closed);
     }
-    if (!kShared && (p.summed >> k & 1u) == 0) {
+    if (V == 1 && (p.summed >> k & 1u) == 0) {
       store_row(static_cast<A*>(p.grad_parameters[k]) + first, k, sums);
       continue;
     }

@@ -250,7 +250,7 @@ CHOSEN: dict[str, tuple[Callable[[Tensor], Tensor], list[str]]] = {
         lambda x: unrolled(x, {"reset_mechanism": "zero"}), ["forward<Leaky, float, 4>", ASKING],
     ),
     "another surrogate": (
-        lambda x: unrolled(x, {"spike_grad": STRAIGHT}), [RECORD, "backward<Leaky, float, 4, true>"],
+        lambda x: unrolled(x, {"spike_grad": STRAIGHT}), [RECORD, "backward<Leaky, float, 4>"],
     ),
     "four steps": (lambda x: unrolled(x[:4], {}), [RECORD, plain("backward", 4, True, NONE, few=True)]),
     "four steps, record_mem=False": (
@@ -264,9 +264,9 @@ CHOSEN: dict[str, tuple[Callable[[Tensor], Tensor], list[str]]] = {
         jelly("ParametricLIFNode", few=True, v_reset=None), of_node(FIRST, reset="subtract", few=True),
     ),
     "LIFNode(tau=3)": (
-        jelly("LIFNode", tau=3.0), ["forward<IFNode, float, 4>", "backward<IFNode, float, 4, false>"],
+        jelly("LIFNode", tau=3.0), ["forward<IFNode, float, 4>", "backward<IFNode, float, 4>"],
     ),
-    "float64": (lambda x: unrolled(x.double(), {}), ["forward<Leaky, double, 1>", "backward<Leaky, double, 1, true>"]),
+    "float64": (lambda x: unrolled(x.double(), {}), ["forward<Leaky, double, 1>", "backward<Leaky, double, 1>"]),
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def _shorten(name: str) -> str:
     """A demangled name without what all kernels have in common."""
     name = re.sub(r"\((?!anonymous)[^()]*\)$", "", name.removeprefix("void "))
     name = re.sub(r"\(anonymous namespace\)::|\b\w+::", "", name)
-    return name.replace("_kernel", "", 1)
+    return re.sub(r"\bKind<([^<>]*)> ?", r"\1", name.replace("_kernel", "", 1))
 
 
 def width(name: str) -> int:

@@ -56,7 +56,7 @@ def calls() -> Iterator[Call]:
     yield Call("Leaky, learn_beta", partial(_unrolled, learned, record_mem=False), _both(22, 34))
     yield Call("Leaky, sigmoid, recorded", partial(_unrolled, sigmoid), _both(20, 40))
     yield Call("Leaky, zero", partial(_unrolled, zero, record_mem=False), _both(20, 30))
-    yield Call("Leaky, zero, recorded", partial(_unrolled, zero), _both(45, 40))  # forward the general kernel
+    yield Call("Leaky, zero, recorded", partial(_unrolled, zero), _both(38, 40))  # forward the general kernel
     yield Call("Leaky, loss on the membranes", lambda x: snnfast.Leaky(0.9).unroll(x)[1], _both(20, 40))
     neuron, gradients = spikingjelly.neuron, spikingjelly.surrogate
     for node in (neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode):
@@ -71,8 +71,7 @@ def calls() -> Iterator[Call]:
 
 def _normed(name: str, make: Callable[[], nn.Module]) -> Call:
     """Behind a batch normalisation, at the few steps of a thread with several neurons."""
-    learns = "Parametric" in name  # its rate is loaded, and its gradient is a sum
-    bars = {"statistics": 20, "forward": 20 + learns, "sums of backward": 50 + 2 * learns, "backward": 42}
+    bars = {"statistics": 20, "forward": 20, "sums of backward": 50, "backward": 42}
     return Call(f"{name}, batch normalisation", partial(_network, make), bars, (4,), (16, 4, 8, 8))
 
 
