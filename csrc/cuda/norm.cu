@@ -108,9 +108,13 @@ __global__ void __launch_bounds__(kThreads) forward_norm_kernel(const ForwardNor
   }
 }
 
+// The least number of blocks at once. With fewer the compiler takes a few registers too many for 16-bit elements.
+template <typename S, int V, int kC>
+constexpr int kLeastBlocks = sizeof(S) == 2 && V > 1 && kC == 1 ? 5 : 3;
+
 // kWrite: the gradient of x is written; else the two sums of each channel are made that it needs.
 template <typename Neuron, typename S, int V, int kC, int kT, Reset kReset, bool kWrite>
-__global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const BackwardNorm<Neuron> p) {
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<S, V, kC>) backward_norm_kernel(const BackwardNorm<Neuron> p) {
   const ResetRule rule = rule_of<Neuron, V, kReset>(p);
   constexpr int kOfSteps = 2 * kT * kC, kOwn = kOfSteps + (kOpen<Neuron> ? kC : 0);
   __shared__ double memory[kWrite ? 1 : kOwn][kThreads];
@@ -205,30 +209,22 @@ __global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const Backwa
   }
 }
 
-template <int V, int kC, int kT>
+template <int V, int kC, int kT, Reset kReset = Reset::kSubtract>
 struct Of {};
 
-// Calls f with an element, and with V, kC and kT of the kernel. The one for few steps is for no fewer.
-template <typename P, typename F>
+// Calls f with an element, and with V, kC, kT and the reset of the kernel. The one for few steps is for no fewer.
+template <bool kMayClear, typename P, typename F>
 int visit(const P& p, F&& f) {
   return visit_element<false>(p.dtype, [&](auto element) {
+    const bool last = p.norm.channels_last;
     if (p.T > 8) return f(element, Of<1, 1, kMostNormSteps>{});
     if (!p.norm.vectors) return f(element, Of<1, 1, 8>{});
-    return p.norm.channels_last ? f(element, Of<4, 4, kNormFew>{}) : f(element, Of<4, 1, kNormFew>{});
-  });
-}
-
-template <Reset kReset>
-using OfReset = std::integral_constant<Reset, kReset>;
-
-// The same, with the reset behind.
-template <typename Neuron, typename P, typename F>
-int visit_neuron(const P& p, F&& f) {
-  return visit(p, [&]<typename S, int V, int kC, int kT>(S element, Of<V, kC, kT> of) {
-    if constexpr (norm_resets<Neuron>(Reset::kZero) && V > 1) {
-      if (p.rule.reset == Reset::kZero) return f(element, of, OfReset<Reset::kZero>{});
+    if constexpr (kMayClear) {
+      constexpr Reset kZero = Reset::kZero;
+      if (p.rule.reset == kZero && last) return f(element, Of<4, 4, kNormFew, kZero>{});
+      if (p.rule.reset == kZero) return f(element, Of<4, 1, kNormFew, kZero>{});
     }
-    return f(element, of, OfReset<Reset::kSubtract>{});
+    return last ? f(element, Of<4, 4, kNormFew>{}) : f(element, Of<4, 1, kNormFew>{});
   });
 }
 
@@ -247,7 +243,7 @@ bool norm_wants_vectors(int64_t neurons, std::initializer_list<const void*> rows
 }
 
 int norm_statistics(const Statistics& p, void* stream) {
-  return norm::visit(p, [&]<typename S, int V, int kC, int kT>(S, norm::Of<V, kC, kT>) {
+  return norm::visit<false>(p, [&]<typename S, int V, int kC, int kT>(S, norm::Of<V, kC, kT>) {
     return norm::launch_norm(norm::statistics_norm_kernel<Statistics, S, V, kC, kT>, true, stream, p);
   });
 }
@@ -255,23 +251,23 @@ int norm_statistics(const Statistics& p, void* stream) {
 template <typename Neuron>
 int norm_forward(ForwardNorm<Neuron> p, void* stream) {
   plain::set_numbers(p);
-  return norm::visit_neuron<Neuron>(
-      p, [&]<typename S, int V, int kC, int kT, Reset kReset>(S, norm::Of<V, kC, kT>, norm::OfReset<kReset>) {
-        return norm::launch_norm(norm::forward_norm_kernel<Neuron, S, V, kC, kT, kReset>, false, stream, p);
-      });
+  const auto run = [&]<typename S, int V, int kC, int kT, Reset kReset>(S, norm::Of<V, kC, kT, kReset>) {
+    return norm::launch_norm(norm::forward_norm_kernel<Neuron, S, V, kC, kT, kReset>, false, stream, p);
+  };
+  return norm::visit<norm_resets<Neuron>(Reset::kZero)>(p, run);
 }
 
 template <typename Neuron>
 int norm_backward(BackwardNorm<Neuron> p, void* stream) {
   plain::set_numbers(p);
   p.slope = Slope::of(p.surrogate, p.coefficients);
-  return norm::visit_neuron<Neuron>(
-      p, [&]<typename S, int V, int kC, int kT, Reset kReset>(S, norm::Of<V, kC, kT>, norm::OfReset<kReset>) {
-        constexpr auto kSums = norm::backward_norm_kernel<Neuron, S, V, kC, kT, kReset, false>;
-        constexpr auto kWrites = norm::backward_norm_kernel<Neuron, S, V, kC, kT, kReset, true>;
-        const int error = norm::launch_norm(kSums, true, stream, p);
-        return error != 0 || p.grad_x == nullptr ? error : norm::launch_norm(kWrites, false, stream, p);
-      });
+  const auto run = [&]<typename S, int V, int kC, int kT, Reset kReset>(S, norm::Of<V, kC, kT, kReset>) {
+    constexpr auto kSums = norm::backward_norm_kernel<Neuron, S, V, kC, kT, kReset, false>;
+    constexpr auto kWrites = norm::backward_norm_kernel<Neuron, S, V, kC, kT, kReset, true>;
+    const int error = norm::launch_norm(kSums, true, stream, p);
+    return error != 0 || p.grad_x == nullptr ? error : norm::launch_norm(kWrites, false, stream, p);
+  };
+  return norm::visit<norm_resets<Neuron>(Reset::kZero)>(p, run);
 }
 
 template int norm_forward<Leaky>(ForwardNorm<Leaky>, void*);
