@@ -152,13 +152,13 @@ def test_what_a_library_lacks_is_named(tmp_path: Path, monkeypatch: pytest.Monke
         names = {"-xelf": ("_kernels.1.sm_75.cubin", "_kernels.2.sm_120.cubin"), "-xptx": ("_kernels.2.sm_100.ptx",)}
         for name in names.get(command[1], ()):
             (tmp_path / name).touch()
-        return subprocess.CompletedProcess(command, 0, stdout=".text  9000000  64\n.nv_fatbin  9500000  128\n")
+        return subprocess.CompletedProcess(command, 0, stdout=".text  9000000  64\n.nv_fatbin  10500000  128\n")
 
     monkeypatch.setattr(subprocess, "run", run)
     library = Path("_kernels.so")
     units, ptx = compile.taken_out("cuobjdump", library, tmp_path)
     found, size = library_gates(library, units, ptx, ["7.5", "9.0", "12.0"])
-    assert (found.problems, size.problems) == (["9.0 is missing"], ["9.50 MB"])
+    assert (found.problems, size.problems) == (["9.0 is missing"], ["10.50 MB"])
     assert library_gates(library, units, [], ["7.5"])[0].problems == ["PTX is missing"]
     assert library_gates(library, [], [], ["7.5"])[0].absent
 
