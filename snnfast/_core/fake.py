@@ -135,7 +135,7 @@ def _norm_forward_fake(
     if windows:
         pooled = F.avg_pool2d(made[0].flatten(0, 1), windows[1:3], windows[3:])
         pooled = pooled.view(*x.shape[:2], *pooled.shape[1:])
-        made = [pooled, torch.empty_like(pooled, dtype=torch.uint8)]
+        made = [pooled, *([] if windows[0] else [torch.empty_like(pooled, dtype=torch.uint8)])]
     made += [outputs.make(torch.float32)] if last else []
     kept = _rows(SAVE_CHECKPOINTS, x.shape[0]) if save and ops.has_cpu_kernels(x.device) else 0
     return made + ([outputs.make(torch.float32, kept)] if kept else [])

@@ -106,7 +106,8 @@ def windows(
 ) -> tuple[int, ...] | None:
     """The windows of a pooling that other kernels may take in: ``(mean, rows, columns, *strides)``; ``None``: none."""
     kernel, by = _windows(kernel_size, stride)
-    fits = pair(dilation) == [1, 1] and _are_apart(image, kernel, by, padding, ceil_mode)
+    whole = all(type(n) is int for n in (*kernel, *by))  # else PyTorch says what is wrong
+    fits = whole and pair(dilation) == [1, 1] and _are_apart(image, kernel, by, padding, ceil_mode)
     return (int(mean), *kernel, *by) if fits else None
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from snnfast import surrogate
@@ -101,15 +102,17 @@ _STRIP_BYTES = 2**18
 """A strip of an image, as high as its windows, stays in the L2 cache from when it spikes to when it is pooled."""
 
 
-def _pools(pool: Pool, x: Tensor) -> bool:
-    """Whether the kernels pool the spikes, too."""
-    if x.dim() != 5 or not ops.has_cpu_kernels(x.device) or x.dtype != torch.float32:
-        return False
+def _windows(pool: Pool | None, x: Tensor) -> tuple[int, ...]:
+    """The windows of a pooling of the spikes, if the kernels take it."""
+    if pool is None or x.dim() != 5 or not ops.has_cpu_kernels(x.device) or x.dtype != torch.float32:
+        return ()
     T, _, C, H, W = x.shape
     mean, *kernel, rows, columns = pool.windows
     if x.stride(2) != 1:  # whole planes, in which vectors hold windows of two by two side by side
-        return not mean and [*kernel, columns] == [2, 2, 2] and 4 * T * H * W <= _STRIP_BYTES
-    return C >= LEAST_CHANNELS and 4 * T * rows * W * C <= _STRIP_BYTES
+        fits = not mean and [*kernel, columns] == [2, 2, 2] and 4 * T * H * W <= _STRIP_BYTES
+    else:
+        fits = C >= LEAST_CHANNELS and 4 * T * rows * W * C <= _STRIP_BYTES
+    return pool.windows if fits else ()
 
 
 class _How(NamedTuple):
@@ -120,7 +123,7 @@ class _How(NamedTuple):
     eps: float
     over_time: bool
     last: bool  # return the state after the last step
-    pool: Pool | None = None  # of the spikes
+    windows: tuple[int, ...] = ()  # of a pooling of the spikes
 
 
 def _unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...]:
@@ -130,15 +133,15 @@ def _unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...]:
         numbers, variance = ops.norm_ops.norm_statistics(x, *wide, norm.eps, norm.over_time)
         n = _samples(x, norm.over_time)
         norm.update(numbers[..., 2], variance * (n / (n - 1)))
-    pool = norm.pool if norm.pool is not None and _pools(norm.pool, x) else None
-    how = _How(call.neuron, call.options, norm.eps, norm.over_time, call.request.last, pool)
+    windows = _windows(norm.pool, x)
+    how = _How(call.neuron, call.options, norm.eps, norm.over_time, call.request.last, windows)
     first, *others = call.parameters
     learned = x, norm.weight, norm.bias, state, first
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned):
         found = _Normed.apply(how, *learned, numbers, *others)
     else:
         found, *_ = _forward(how, x, numbers, state, call.parameters, save=False)
-    return found if norm.pool is pool else (norm.pool.by_itself(found[0]), *found[1:])  # type: ignore[union-attr]
+    return found if norm.pool is None or windows else (norm.pool.by_itself(found[0]), *found[1:])
 
 
 def _op(how: _How, direction: str) -> Any:
@@ -149,9 +152,8 @@ def _forward(
     how: _How, x: Tensor, numbers: Tensor, state: Tensor | None, parameters: Sequence[Tensor], save: bool
 ) -> Any:
     """The results of a call; the states that are saved for its backward pass, and the places of what was pooled."""
-    windows = () if how.pool is None else how.pool.windows
-    spk, *found = _op(how, "forward")(x, numbers, state, parameters, how.options.reset, windows, how.last, save)
-    places = None if how.pool is None else found.pop(0)
+    spk, *found = _op(how, "forward")(x, numbers, state, parameters, how.options.reset, how.windows, how.last, save)
+    places = found.pop(0) if how.windows and not how.windows[0] else None  # a mean is of all
     last = [found.pop(0)] if how.last else []
     rows = found[0] if found else None  # with many steps, on the CPU
     return (spk, *last), rows, places
@@ -186,11 +188,10 @@ class _Normed(torch.autograd.Function):
 
             return None, *differentiable(defined, learned, needs, (grad, grad_last)), *unasked
         kind, p0, p1 = how.options.derivative
-        grad = torch.zeros_like(x if places is None else places, dtype=x.dtype) if grad is None else grad
-        windows = () if how.pool is None else how.pool.windows
-        if places is not None and grad.stride() != places.stride():
-            grad = torch.empty_like(places, dtype=x.dtype).copy_(grad)
-        given = grad, grad_last, x, rows, places, numbers, state, [first, *others], how.options.reset, windows
+        grad = torch.zeros_like(_pooled(x, how.windows)) if grad is None else grad
+        if how.windows:
+            grad = grad.movedim(2, -1).contiguous().movedim(-1, 2) if x.stride(2) == 1 else grad.contiguous()
+        given = grad, grad_last, x, rows, places, numbers, state, [first, *others], how.options.reset, how.windows
         sums, *made = _op(how, "backward")(*given, kind >> SURROGATE_AT, p0, p1, needs[4], needs[0], needs[3])
         of_bias, of_weight = sums.sum(1).unbind()
         of_first = made.pop(0).sum().to(first).view_as(first) if needs[4] else None
@@ -224,7 +225,15 @@ def reference(
     request = make_request(SEQUENCE, len(x), record=0, last=how.last, reduce=False)
     spk, *last = steps.unroll(UnrollCall(how.neuron, how.options, request, y, (state,), tuple(parameters)))
     spk = spk.to(x.dtype)
-    return spk if how.pool is None else how.pool.by_itself(spk), *last
+    return _pooled(spk, how.windows), *last
+
+
+def _pooled(spk: Tensor, windows: tuple[int, ...]) -> Tensor:
+    if not windows:
+        return spk
+    mean, *sides = windows
+    pooled = (F.avg_pool2d if mean else F.max_pool2d)(spk.flatten(0, 1), sides[:2], sides[2:])
+    return pooled.view(*spk.shape[:2], *pooled.shape[1:])
 
 
 def currents(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, over_time: bool) -> Tensor:

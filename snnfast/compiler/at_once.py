@@ -53,8 +53,7 @@ def call(net: Any, *args: Any, **kwargs: Any) -> Any:
     if is_compiling() or type(net) is not nn.Sequential or not is_only_called(net) or len(args) != 1 or kwargs:
         return net._call_impl(*args, **kwargs)
     x, rest = args[0], list[Any](net)
-    while rest:
-        first = _next(rest)
+    while (first := _next(rest)) is not None:
         node = _next(rest, stays=True)
         fits = isinstance(x, Tensor) and has_norm(x.device) and node is not None and _reads_all_steps(node)
         norm = _norm_in(first) if fits else None

@@ -1,6 +1,8 @@
 """A pooling behind batch normalisation and neurons, as a part of their call."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +40,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     found: list[bool] = []
     forward = normed._forward
     monkeypatch.setattr(
-        normed, "_forward", lambda how, *given, **n: (found.append(how.pool is not None), forward(how, *given, **n))[1]
+        normed, "_forward", lambda how, *given, **n: (found.append(bool(how.windows)), forward(how, *given, **n))[1]
     )
     return found
 
@@ -68,7 +70,8 @@ def assert_as_apart(x: Tensor, pool: nn.Module, neurons: nn.Module, state: Tenso
     norm = norm_of(x)
     found, grads = results(MultiStep, x, norm, neurons, pool, state=state)
     wanted, others = results(apart, x, norm, neurons, pool, state=state)
-    assert found[0].stride() == wanted[0].stride()
+    strides = [[s for n, s in zip(t.shape, t.stride(), strict=True) if n > 1] for t in (found[0], wanted[0])]
+    assert strides[0] == strides[1]
     assert_all_bits_equal(found, wanted)
     assert_all_close(grads, others, 5e-6)
 
@@ -131,6 +134,42 @@ def test_a_second_derivative_is_that_of_both(calls: list[bool]) -> None:
             found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), wanted)])
         assert_all_close(found[0], found[1], 1e-5)
     assert calls == [True, False] * 2
+
+
+def test_a_second_derivative_does_not_call_the_layer_again(calls: list[bool]) -> None:
+    x, pool, seen = images(3, (3, 4, 4, 4), layout="channels_last").requires_grad_(), nn.MaxPool2d(2), []
+    y = MultiStep(norm_of(x), leaky(), pool, nn.Identity())(x)
+    pool.register_forward_hook(lambda *given: seen.append(given))
+    pool.kernel_size = pool.stride = 3
+    (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    first.square().sum().backward()
+    assert calls == [True]
+    assert not seen
+
+
+@pytest.mark.parametrize("options", [{}, {"return_states": True}, {"checkpoint": 2}], ids=["usual", "states", "parts"])
+def test_all_is_freed_at_once(options: dict[str, Any], calls: list[bool]) -> None:
+    net = MultiStep(norm_of(torch.zeros(2, 2, 8, 2, 2)), leaky(), nn.MaxPool2d(2), nn.Identity())
+    x = images(4, (3, 8, 6, 4), layout="channels_last").requires_grad_()
+    memory = weakref.ref(x)
+    gc.collect()
+    gc.disable()
+    try:
+        found = net(x, **options)
+        (found[0] if isinstance(found, tuple) else found).sum().backward()
+        del x, found
+        assert memory() is None
+    finally:
+        gc.enable()
+    assert all(calls)
+    assert calls
+
+
+def test_a_wrong_size_is_told_as_without_neurons(calls: list[bool]) -> None:
+    x = images(4, (3, 8, 6, 4), layout="channels_last")
+    with pytest.raises((ValueError, TypeError), match="MaxPool2d"):
+        MultiStep(norm_of(x), leaky(), nn.MaxPool2d(2.0), nn.Identity())(x)  # type: ignore[arg-type]
+    assert not any(calls)
 
 
 def test_gradients_in_any_order_of_memory(calls: list[bool]) -> None:
@@ -211,7 +250,7 @@ def test_the_ops_check_their_tensors() -> None:
         (lambda: forward(x, numbers, None, parameters, 0, [0, 7, 1, 7, 1], False, True), "kernel: expected 1 to"),
         (lambda: forward(x, numbers, None, parameters, 0, [0, 2, 2, 1, 1], False, True), "stride: expected"),
         (lambda: forward(half, numbers, None, parameters, 0, windows, False, True), "float32"),
-        (lambda: backward(pooled, None, x, None, None, *rest), "places: expected with windows"),
+        (lambda: backward(pooled, None, x, None, None, *rest), "places: expected with maxima"),
         (lambda: backward(pooled[1:], None, x, None, places, *rest), "grad: wrong shape"),
         (lambda: backward(pooled.contiguous(), None, x, None, places, *rest), "grad: wrong shape"),
         (lambda: backward(pooled, None, x, None, pooled, *rest), "places: expected what is pooled"),
@@ -232,6 +271,21 @@ class InStepModeM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing to compile")
+def test_containers_without_a_layer_pass_on_what_they_are_given() -> None:
+    class Shortcut(InStepModeM):
+        def __init__(self) -> None:
+            super().__init__(jelly.MaxPool2d(1))
+            self.short = nn.Sequential(nn.Sequential(), nn.Sequential(nn.Sequential()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x) + self.short(x)
+
+    net, x = Shortcut(), images(4, (3, 4, 8, 8))
+    other = copy.deepcopy(net)
+    assert_bits_equal(snnfast.compile(net)(x), other(x))
 
 
 @pytest.mark.filterwarnings("ignore:.*nothing to compile")

@@ -154,9 +154,8 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeT
     p.spk_stride = p.N;
   } else {
     const auto [sizes, strides] = of_pooled(x, call.steps, strips.emplace(x, call.steps, windows));
-    for (const ScalarType type : {ScalarType::Float, ScalarType::Byte}) {
-      tensors.outputs.push_back(CpuBackend::empty(x, sizes, strides, type));
-    }
+    tensors.outputs.push_back(CpuBackend::empty(x, sizes, strides, ScalarType::Float));
+    if (!strips->mean) tensors.outputs.push_back(CpuBackend::empty(x, sizes, strides, ScalarType::Byte));
   }
   if (last) p.last[0] = tensors.make(tensors.opmath, kNoRows);
   const int64_t saved = saved_rows(Saved::kCheckpoints, p.T);
@@ -169,7 +168,7 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeT
     return tensors.outputs;
   }
   float* const pooled = static_cast<float*>(tensors.outputs[0].mutable_data_ptr());
-  uint8_t* const places = static_cast<uint8_t*>(tensors.outputs[1].mutable_data_ptr());
+  uint8_t* const places = strips->mean ? nullptr : static_cast<uint8_t*>(tensors.outputs[1].mutable_data_ptr());
   const auto kernel = cpu::current_kernels<Neuron>().forward[static_cast<int>(p.dtype)];
   const int64_t work = p.T * strips->most;
   cpu::in_parallel(0, strips->number, cpu::kNormGrain / work + 1, [&](int64_t first, int64_t last) {
@@ -233,11 +232,11 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
     p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
   } else {
     const auto pooled = of_pooled(x, call.steps, strips.emplace(x, call.steps, windows));
-    STD_TORCH_CHECK(places.has_value(), "places: expected with windows");
+    STD_TORCH_CHECK(places.has_value() != strips->mean, "places: expected with maxima");
     check_pooled(grad, "grad", ScalarType::Float, pooled);
-    check_pooled(*places, "places", ScalarType::Byte, pooled);
+    if (!strips->mean) check_pooled(*places, "places", ScalarType::Byte, pooled);
     given = static_cast<const float*>(grad.const_data_ptr());
-    at_places = static_cast<const uint8_t*>(places->const_data_ptr());
+    if (!strips->mean) at_places = static_cast<const uint8_t*>(places->const_data_ptr());
   }
   p.grad_last[0] = tensors.read(grad_last, "gradient of a state", tensors.opmath, kNoRows);
   const int64_t C = call.steps.C, rows = call.rows;

@@ -16,13 +16,14 @@ class Strips {
   int64_t number, most;  // of strips, and of neurons in one
   Pooling image;         // of what a kernel is called with: a part of an image, or a plane
   int64_t Y;             // the height of what is pooled
+  bool mean;             // of a window, and not its maximum
 
   // `windows`: whether the mean is taken in place of the maximum, the sides of a window, and from one to the next.
   Strips(const Tensor& x, const NormSteps<CpuBackend>& steps, const std::vector<int64_t>& windows)
       : T_(steps.layout.T), N_(steps.layout.N), planes_(!steps.channels_last) {
     STD_TORCH_CHECK(windows.size() == 5 && x.dim() == 5 && x.scalar_type() == ScalarType::Float,
                     "windows: expected five numbers, and x of images in float32");
-    mean_ = windows[0] != 0;
+    mean = windows[0] != 0;
     const int64_t C = planes_ ? 1 : steps.C;
     image = describe_pooling(C, x.size(3), x.size(4), {windows[1], windows[2]}, {windows[3], windows[4]});
     Y = image.Y;
@@ -46,11 +47,11 @@ class Strips {
     return i % rows_ + 1 < rows_ ? first(i + 1) : (i / rows_ + 1) * of_image_;
   }
 
-  // Pools the spikes [T, most] of a strip.
+  // Pools the spikes [T, most] of a strip. A mean has no place.
   void pool(int64_t i, const float* spk, float* pooled, uint8_t* places) const {
     for (int64_t t = 0; t < T_; ++t, spk += most) {
       each_image(t, i, [&](int64_t from, int64_t to) {
-        if (mean_) return pooling().average(image, spk + from, pooled + to);
+        if (mean) return pooling().average(image, spk + from, pooled + to);
         pooling().forward(image, spk + from, pooled + to, places + to);
       });
     }
@@ -62,7 +63,7 @@ class Strips {
       int64_t done = 0;
       each_image(t, i, [&](int64_t to, int64_t from) {
         done = to + image.inputs();
-        if (mean_) return pooling().average_backward(image, grad + from, of_spk + to);
+        if (mean) return pooling().average_backward(image, grad + from, of_spk + to);
         pooling().backward(image, grad + from, places + from, of_spk + to);
       });
       std::fill(of_spk + done, of_spk + last(i) - first(i), 0.0F);  // where no window is
@@ -73,7 +74,7 @@ class Strips {
   static constexpr int64_t kTogether = 1024;  // neurons of small planes
 
   int64_t T_, N_, images_, of_image_ = 0, rows_ = 1, together_ = 1;
-  bool planes_, mean_;
+  bool planes_;
 
   // Calls f(neuron of the strip, place of what is pooled) for the images in a strip, at step t.
   template <typename F>
