@@ -41,7 +41,7 @@ help:  ## show this list
 demo: $(VENV)/.built $(VENV)/.installed-demo  ## train on MNIST, time a training step, draw figures
 	$(BIN)/python examples/mnist.py $(ARGS)
 
-test: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## run the tests of what users are promised; five minutes
+test: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## run the tests of what users are promised; four minutes
 	PYTHONPATH=$(CURDIR)/$(OTHERS) $(BIN)/python -m pytest tests -m 'not thorough' $(PARALLEL) $(ARGS)
 
 test-all: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## also examples, tools, and more random cases
