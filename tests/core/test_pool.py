@@ -203,15 +203,17 @@ def work():
     while not stopped.is_set(): snnfast.functional.lif(current, beta=0.9)
 threads = [threading.Thread(target=work) for _ in range(3)]
 for thread in threads: thread.start()
-for _ in range(20):
-    child = os.fork()
-    if child == 0:
-        import signal
-        signal.alarm(60)  # ends a child that hangs
-        snnfast.functional.lif(current, beta=0.9)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-stopped.set()
+try:
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            import signal
+            signal.alarm(60)  # ends a child that hangs
+            snnfast.functional.lif(current, beta=0.9)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+finally:
+    stopped.set()  # else the process would not end
 """)
 
 
