@@ -5,7 +5,7 @@ machine. Then qemu (Linux aarch64) or wine (Windows) runs the tests of the promi
 built for macOS: its symbols are looked up in PyTorch's libraries for macOS, and that is all.
 
 It needs Debian 13. What it downloads stays in build/machines: Python packages by pip; qemu and Python for aarch64 by
-apt, without root. wine must be installed: `apt install wine64`.
+apt, without root. wine must be installed: `apt install wine`.
 """
 
 import argparse
@@ -140,7 +140,7 @@ def under_qemu(folder: Path, site: Path) -> tuple[list[str], dict[str, str]]:
 def under_wine(folder: Path, site: Path) -> tuple[list[str], dict[str, str]]:
     """The command of Python for Windows, and variables."""
     if shutil.which("wine") is None:
-        sys.exit("wine was not found; apt install wine64")
+        sys.exit("wine was not found; apt install wine")
     python = folder / "python"
     if not python.exists():
         download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=:all:", "-d", folder]
