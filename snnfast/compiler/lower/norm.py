@@ -19,22 +19,20 @@ from snnfast.compiler.writer import Writer
 
 
 def normed_unroll_steps(
-    x: Tensor, norm: tuple[Any, ...], neuron: str, *asked: Any, pool: tuple[Any, ...] | None = None
+    x: Tensor, norm: tuple[Any, ...], neuron: str, *asked: Any, pool: tuple[int, ...] | None = None
 ) -> list[Tensor | None]:
-    """``unroll_steps(neuron, batch_norm(x, *norm), *asked)``, and a pooling of its spikes (see :func:`fuse_pool`)."""
+    """``unroll_steps(neuron, batch_norm(x, *norm), *asked)``, and a pooling of its spikes by windows."""
     weight, bias, *running, eps = norm
     update = partial(update_averages, tuple(running))
-    pooled = None if pool is None else Pool(pool[0], partial(_pool, *pool[1:]))
+    pooled = None if pool is None else Pool(pool, partial(_pool, pool))
     of_both = Norm(weight, bias, eps, False, update, lambda x: batch_norm(x, *norm), pooled)
     return unroll_steps(neuron, x, *asked, norm=of_both)  # type: ignore[misc]
 
 
-def _pool(name: str, how: tuple[Any, ...], spk: Tensor) -> Tensor:
-    pooled: Tensor = _POOLINGS[name](spk.flatten(0, 1), *how)
+def _pool(windows: tuple[int, ...], spk: Tensor) -> Tensor:
+    mean, *sides = windows
+    pooled = (avg_pool2d if mean else max_pool2d)(spk.flatten(0, 1), sides[:2], sides[2:])
     return pooled.view(len(spk), -1, *pooled.shape[1:])
-
-
-_POOLINGS = {"max_pool2d": max_pool2d, "avg_pool2d": avg_pool2d}
 
 
 def fuse_norm(writer: Writer, unroll: Node) -> bool:
@@ -77,7 +75,7 @@ def fuse_pool(writer: Writer, unroll: Node, spk: Node) -> None:
     _, flat, pool, back = calls
     given, t = arguments(pool), value(spk)
     name, is_max = name_of(pool.target), name_of(pool.target) == "max_pool2d"
-    if name not in _POOLINGS or t.dim() != 5 or flat.args != (spk, 0, 1) or back.args[1] != 0:
+    if name not in ("max_pool2d", "avg_pool2d") or t.dim() != 5 or flat.args != (spk, 0, 1) or back.args[1] != 0:
         return
     if value(back).shape[:2] != t.shape[:2] or not all(isinstance(n, int) for n in t.shape[2:]):
         return
@@ -89,15 +87,11 @@ def fuse_pool(writer: Writer, unroll: Node, spk: Node) -> None:
     found = windows(not is_max, t.shape[3:], kernel, stride, padding, dilation, ceil_mode)
     if found is None:
         return
-    unroll.kwargs = {"pool": (found, name, tuple(map(_frozen, how)))}
+    unroll.kwargs = {"pool": found}
     spk.meta["example_value"] = value(back)
     back.replace_all_uses_with(spk)
     for node in (back, pool, flat):
         writer.graph.erase_node(node)
-
-
-def _frozen(a: Any) -> Any:
-    return tuple(a) if isinstance(a, list) else a
 
 
 def _averages(norm: Node) -> set[Node]:
