@@ -350,4 +350,6 @@ def test_a_compiled_loop(by: Any, pool: nn.Module, reads_twice: bool, calls: lis
         assert_bits_equal(found, wanted)
         assert_all_close(grads[0], grads[1], 1e-4)
     assert calls == [not reads_twice]
+    told = str(snnfast.explain(Loop(pool, reads_twice), torch.rand(8, 2, 3, 8, 8)))
+    assert ("with the pooling behind it" in told) is not reads_twice
     assert_all_close([b.double() for b in net.buffers()], [b.double() for b in other.buffers()], 1e-6)

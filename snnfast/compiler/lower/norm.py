@@ -61,37 +61,38 @@ def fuse_norm(writer: Writer, unroll: Node) -> bool:
     return True
 
 
-def fuse_pool(writer: Writer, unroll: Node, spk: Node) -> None:
+def fuse_pool(writer: Writer, unroll: Node, spk: Node) -> bool:
     """Let the pooling that alone reads the spikes of an unroll behind a batch normalisation become a part of it.
 
-    It stands between ``flatten`` and ``unflatten``, for which time is a part of the batch.
+    Returns whether it did. It stands between ``flatten`` and ``unflatten``, for which time is a part of the batch.
     """
     calls: list[Node] = [spk]
     for name in ("flatten", "pool2d", "unflatten"):
         (reader, *others) = calls[-1].users
         if others or not name_of(reader.target).endswith(name) or reader.meta["context"] != unroll.meta["context"]:
-            return
+            return False
         calls.append(reader)
     _, flat, pool, back = calls
     given, t = arguments(pool), value(spk)
     name, is_max = name_of(pool.target), name_of(pool.target) == "max_pool2d"
     if name not in ("max_pool2d", "avg_pool2d") or t.dim() != 5 or flat.args != (spk, 0, 1) or back.args[1] != 0:
-        return
+        return False
     if value(back).shape[:2] != t.shape[:2] or not all(isinstance(n, int) for n in t.shape[2:]):
-        return
+        return False
     _, *how = given.values()
     kernel, stride, padding = how[:3]
     dilation, ceil_mode = (how[3], how[4]) if is_max else (1, how[3])
     if not is_max and given["divisor_override"] is not None:
-        return
+        return False
     found = windows(not is_max, t.shape[3:], kernel, stride, padding, dilation, ceil_mode)
     if found is None:
-        return
+        return False
     unroll.kwargs = {"pool": found}
     spk.meta["example_value"] = value(back)
     back.replace_all_uses_with(spk)
     for node in (back, pool, flat):
         writer.graph.erase_node(node)
+    return True
 
 
 def _averages(norm: Node) -> set[Node]:

@@ -32,7 +32,7 @@ class Unroll(Part):
         self.neuron = NEURONS[self.layer.node.args[0]]  # type: ignore[index]
         self._call: Any = None
         self._results: dict[int, Node] = {}
-        self.normed = False
+        self.normed = self.pooled = False
 
     def calls(self) -> list[Node]:
         return self.layer.calls
@@ -87,14 +87,14 @@ class Unroll(Part):
             self._call.args = (*self._call.args, *linear)
             self.fused = True
         self.normed = fuse_norm(to, self._call)
-        if self.normed and spk is not None and count is None:
-            fuse_pool(to, self._call, spk)
+        self.pooled = self.normed and spk is not None and count is None and fuse_pool(to, self._call, spk)
 
     def describe(self) -> Iterator[str]:
         how = ", connected: one product a step" if is_connected(self.layer.node) else ""
         linear = ", with the linear behind it" * self.fused
         norm = ", with the batch normalisation before it" * self.normed
-        yield f"{steps_of(len(self.layer.calls), self.neuron.name)}: one unroll{how}{norm}{linear}"
+        pool = ", with the pooling behind it" * self.pooled
+        yield f"{steps_of(len(self.layer.calls), self.neuron.name)}: one unroll{how}{norm}{pool}{linear}"
 
 
 def _count_of(spk: Node) -> Node | None:
