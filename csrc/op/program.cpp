@@ -101,9 +101,11 @@ class Words {
 // The tensors of a call, checked; a problem holds pointers into this.
 class Operands {
  public:
-  Operands(const Tensor& like, int64_t T, int64_t N)
-      : like_(like), T_(T), N_(N), opmath_(opmath_of(like.scalar_type())) {
+  Operands(const Tensor& like, int64_t T, int64_t N, int64_t samples = 1)
+      : like_(like), T_(T), N_(N), samples_(samples), opmath_(opmath_of(like.scalar_type())) {
     STD_TORCH_CHECK(T >= 0 && N >= 0, "expected sizes of 0 or more");
+    STD_TORCH_CHECK(samples == 1 || (samples > 0 && samples <= N && N % samples == 0),
+                    "samples: expected 1 or more, and as many neurons of each");
     STD_TORCH_CHECK(T <= kMostValues / (N > 0 ? N : 1), "expected less than 2**43 values");
     CpuBackend::check_device(like);
     dtype_of(like, "like");
@@ -111,19 +113,18 @@ class Operands {
 
   ScalarType opmath() const { return opmath_; }
 
-  const void* read(const Tensor& t, const char* name, ScalarType dtype, int64_t rows) const {
+  const void* read(const Tensor& t, const char* name, ScalarType dtype, int64_t rows, int64_t columns) const {
     STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() && t.scalar_type() == dtype, name,
                     ": expected a contiguous tensor on the CPU of the dtype of the call");
-    const bool fits =
-        rows == kNoRows ? t.dim() == 1 && t.size(0) == N_ : t.dim() == 2 && t.size(0) == rows && t.size(1) == N_;
-    STD_TORCH_CHECK(fits, name, ": wrong shape");
+    STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns, name, ": wrong shape");
     return t.const_data_ptr();
   }
 
   // Rows of all steps, or one that is that of each.
   Series read_series(const Tensor& t, const char* name) const {
     const bool one = t.dim() == 2 && t.size(0) == 1;
-    return {read(t, name, like_.scalar_type(), one ? 1 : T_), one ? 0 : N_, nullptr};
+    const int64_t rows = one ? 1 : samples_ * T_, columns = one ? N_ : N_ / samples_;
+    return {read(t, name, like_.scalar_type(), rows, columns), one ? 0 : columns, nullptr};
   }
 
   // Numbers, [N], or, where they repeat, [period] of which N is a multiple.
@@ -164,6 +165,7 @@ class Operands {
     p.dtype = dtype_of(like_, "like");
     p.T = T_;
     p.N = N_;
+    p.samples = samples_;
     p.series = words.count(series.size());
     p.states = words.count(states);
     p.parameters = words.count(parameters.size());
@@ -175,7 +177,7 @@ class Operands {
     for (const Tensor& t : series) {
       if (t.dim() == 1) {  // numbers: one for each step
         STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Double && t.is_contiguous() && t.size(0) == T_,
-                        "series: expected float64 [T] or [T, N]");
+                        "series: expected float64 [T] or rows");
         series_.push_back({nullptr, 0, static_cast<const double*>(t.const_data_ptr())});
       } else {
         series_.push_back(read_series(t, "series"));
@@ -190,7 +192,7 @@ class Operands {
 
  private:
   const Tensor& like_;
-  int64_t T_, N_;
+  int64_t T_, N_, samples_;
   ScalarType opmath_;
   std::vector<Series> series_;
   std::vector<Parameter> parameters_;
@@ -199,10 +201,10 @@ class Operands {
 // Blocks of neurons, which the threads share. What a block computes does not depend on its thread.
 template <typename Problem>
 void run(const Problem& p, void (*kernel)(const Problem&, int64_t, int64_t, const Workspace&)) {
-  const int64_t size = cpu::program::block_size(p.dtype), blocks = (p.N + size - 1) / size;
+  const int64_t size = std::min(cpu::program::block_size(p.dtype), std::max<int64_t>(p.side(), 1));
   const int64_t work = size * std::max<int64_t>(p.T, 1) * std::max<int64_t>(p.instructions(), 1);
   const int64_t least = std::max<int64_t>(1, kGrain / work);
-  cpu::in_parallel(0, blocks, least, [&](int64_t begin, int64_t end) {
+  cpu::in_parallel(0, p.blocks(), least, [&](int64_t begin, int64_t end) {
     constexpr size_t kLine = 64;
     std::vector<char> memory(static_cast<size_t>(p.rows() * cpu::program::kRowBytes) + kLine);
     std::vector<void*> registers(static_cast<size_t>(p.registers()));
@@ -220,7 +222,7 @@ std::unique_ptr<bool[]> in_place(const int32_t* at, int count, int first, std::s
 
 bool streams(const Program& p, int rows, const std::vector<void*>& written) {
   for (const void* t : written) {
-    if (!cpu::streams(p.dtype, p.T, p.N, rows, {t})) return false;
+    if (!cpu::streams(p.dtype, p.samples * p.T, p.side(), rows, {t})) return false;
   }
   return p.dtype == DType::kFloat || p.dtype == DType::kDouble;
 }
@@ -260,12 +262,13 @@ std::set<int32_t> read_code(Backward& p, Words& words, size_t grads) {
 }
 
 // To the outputs [T, N], of which one may be bits [ceil(T / 8), N], the states after the last step, and, if they are to
-// be kept, those of every 16th step.
+// be kept, those of every 16th step. With several samples, series are [samples * T, N / samples], the steps of a sample
+// side by side, and so are the outputs in their memory.
 std::vector<Tensor> program_forward(const Tensor& like, const std::vector<Tensor>& series,
                                     const std::vector<Tensor>& states, const std::vector<Tensor>& parameters,
                                     const Tensor& code, const Tensor& constants, int64_t steps, int64_t neurons,
-                                    bool keep, int64_t bits) {
-  Operands operands(like, steps, neurons);
+                                    bool keep, int64_t bits, int64_t samples) {
+  Operands operands(like, steps, neurons, samples);
   Words words(code);
   Forward p{};
   operands.describe(p, words, series, states.size(), parameters, constants);
@@ -316,14 +319,14 @@ std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tenso
                                      const std::vector<Tensor>& parameters, const Tensor& checkpoints,
                                      const std::vector<Tensor>& grad_outputs, const std::vector<Tensor>& grad_last,
                                      const MaybeTensor& weight, const Tensor& code, const Tensor& constants,
-                                     int64_t steps, int64_t neurons) {
-  Operands operands(like, steps, neurons);
+                                     int64_t steps, int64_t neurons, int64_t samples) {
+  Operands operands(like, steps, neurons, samples);
   Words words(code);
   Backward p{};
   operands.describe(p, words, series, grad_last.size(), parameters, constants);
   const std::set<int32_t> tape = read_code(p, words, grad_outputs.size());
   const int64_t kept = (steps + cpu::program::kCheckpoint - 1) / cpu::program::kCheckpoint * p.states;
-  p.checkpoints = operands.read(checkpoints, "checkpoints", operands.opmath(), kept);
+  p.checkpoints = operands.read(checkpoints, "checkpoints", operands.opmath(), kept, neurons);
   std::vector<Series> grads;
   p.spikes = -1;
   for (const Tensor& t : grad_outputs) {
@@ -357,7 +360,7 @@ std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tenso
     if (p.series_at[k] >= 0) written.push_back(of_series.back());
   }
   for (int s = 0; s < p.states; ++s) of_states.push_back(operands.make(operands.opmath(), kNoRows));
-  const int64_t size = cpu::program::block_size(p.dtype), blocks = (neurons + size - 1) / size;
+  const int64_t blocks = p.blocks();
   std::vector<size_t> numbers;  // results that are still one for each block
   for (int j = 0; j < p.parameters; ++j) {
     const bool number = p.parameter[j].data == nullptr;
@@ -696,7 +699,7 @@ class BackwardPart {
     Words words(code);
     operands_.describe(p_, words, series, grad_last.size(), parameters, constants);
     const std::set<int32_t> registers = read_code(p_, words, grad_outputs.size());
-    kept_ = static_cast<const char*>(operands_.read(tape, "tape", operands_.opmath(), steps * p_.states));
+    kept_ = static_cast<const char*>(operands_.read(tape, "tape", operands_.opmath(), steps * p_.states, neurons));
     const size_t outputs = grad_outputs.size(), states = grad_last.size();
     std::vector<Series> grads;
     for (const MaybeTensor& t : grad_outputs) {
@@ -714,8 +717,7 @@ class BackwardPart {
       others_.push_back(operands_.results.back());
       operands_.results.pop_back();
     }
-    const int64_t size = cpu::program::block_size(p_.dtype);
-    blocks_ = (neurons + size - 1) / size;
+    blocks_ = p_.blocks();
     for (int j = 0; j < p_.parameters; ++j) {
       const bool none = p_.parameter_at[j] < 0, number = p_.parameter[j].data == nullptr;
       const int64_t length = none ? 0 : number ? blocks_ : neurons;
@@ -888,10 +890,11 @@ std::vector<Tensor> program_between_backward(const Tensor& like, const std::vect
 STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
   m.def(
       "program_forward(Tensor like, Tensor[] series, Tensor[] states, Tensor[] parameters, Tensor code, Tensor "
-      "constants, int steps, int neurons, bool keep, int bits) -> Tensor[]");
+      "constants, int steps, int neurons, bool keep, int bits, int samples) -> Tensor[]");
   m.def(
       "program_backward(Tensor like, Tensor[] series, Tensor[] parameters, Tensor checkpoints, Tensor[] grad_outputs, "
-      "Tensor[] grad_last, Tensor? weight, Tensor code, Tensor constants, int steps, int neurons) -> Tensor[]");
+      "Tensor[] grad_last, Tensor? weight, Tensor code, Tensor constants, int steps, int neurons, int samples) -> "
+      "Tensor[]");
   m.def(
       "program_between_forward(Tensor like, Tensor[] series, Tensor[] states, Tensor[] parameters, Tensor[] codes, "
       "Tensor[] constants, int[] counts, Tensor[] weights, Tensor?[] biases, int[] products, int steps, int rows, bool "

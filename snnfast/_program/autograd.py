@@ -42,6 +42,7 @@ class Run(torch.autograd.Function):
             flat_parameters(engine.parameters(code, parameters), call),
             call.steps,
             neurons,
+            call.samples,
             keep,
             call.output if call.bits else -1,
         )
@@ -104,6 +105,7 @@ class Run(torch.autograd.Function):
                 linear[0].contiguous() if few >= 0 else None,
                 call.steps,
                 neurons,
+                call.samples,
             )
         except NoKernelError as error:
             say_step_by_step(f"backward on {call.device.type}: {error}")

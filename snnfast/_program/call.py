@@ -20,32 +20,39 @@ class Call(NamedTuple):
     dims: int = 0  # of a step, from the last, that are the inputs of this layer
     bits: bool = False  # whether the layer takes it as bits
     order: Sequence[int] | None = None  # of the dimensions of a step in memory, if it is not the usual one
+    samples: int = 1  # whose steps lie together: of all steps, memory is [samples, T, *]
 
     def like(self) -> Tensor:
         """An empty tensor, which tells the kernels dtype and device."""
         return torch.empty(0, dtype=self.dtype, device=self.device)
 
-    def _dims(self, t: Tensor) -> list[int]:
-        """The dimensions of a step, or of several, as they lie in memory."""
-        lead = t.dim() - len(self.shape)
-        return [*range(lead), *(lead + d for d in self.order or range(len(self.shape)))]
+    def _by_sample(self, rows: Sequence[int]) -> bool:
+        return self.samples > 1 and len(rows) > 0 and rows[0] == self.steps
+
+    def _dims(self, rows: Sequence[int]) -> list[int]:
+        """The dimensions of a step, ``rows`` ``[]``, or of several, ``[T]``, as they lie in memory."""
+        return _dims(self.order or range(len(self.shape)), len(rows), self._by_sample(rows))
 
     def flat(self, t: Tensor) -> Tensor:
-        """``[N]`` of a step, or ``[T, N]`` of several: the neurons as they lie in memory."""
-        if self.order is not None:
-            t = t.permute(self._dims(t))
-        return t.reshape(*t.shape[: t.dim() - len(self.shape)], self.shape.numel()).contiguous()
+        """``[N]`` of a step, or ``[T, N]`` of several: the neurons as they lie in memory.
+
+        Where the steps of a sample lie together, ``[samples * T, N / samples]`` of all steps.
+        """
+        rows = t.shape[: t.dim() - len(self.shape)]
+        samples = self.samples if self._by_sample(rows) else 1
+        if self.order is not None or samples > 1:
+            t = t.permute(self._dims(rows))
+        return t.reshape(*(samples * n for n in rows), self.shape.numel() // samples).contiguous()
 
     def shaped(self, t: Tensor) -> Tensor:
         """The reverse of ``flat``. It is no view: autograd forbids changes of those that a function has made."""
-        strides = strides_of(self.shape, self.order or range(len(self.shape)))
-        lead = t.dim() - 1
-        size, stride = (*t.shape[:lead], *self.shape), (*t.stride()[:lead], *strides)
-        return t.new_empty(0).set_(t.untyped_storage(), t.storage_offset(), size, stride)
+        rows = t.shape[:-1]
+        size = (*rows, *self.shape)
+        return t.new_empty(0).set_(t.untyped_storage(), t.storage_offset(), size, strides_of(size, self._dims(rows)))
 
     def ordered(self, t: Tensor) -> Tensor:
         """A tensor with its dimensions in memory in the order of ``shaped``."""
-        return in_order(t, self._dims(t))
+        return in_order(t, self._dims(t.shape[: t.dim() - len(self.shape)]))
 
 
 def split(tensors: Sequence[Any], counts: Counts) -> tuple[Sequence[Any], ...]:
@@ -101,6 +108,19 @@ def summed(gradient: Tensor, parameter: Tensor, call: Call) -> Tensor:
     return gradient.to(parameter.dtype).view(parameter.shape)
 
 
+def _dims(step: Sequence[int], lead: int, by_sample: bool) -> list[int]:
+    dims = [*range(lead), *(lead + d for d in step)]
+    if by_sample:
+        dims[:2] = 1, 0
+    return dims
+
+
+def orders_of(x: Tensor | None, shape: torch.Size) -> tuple[list[int], list[int]]:
+    """The dimensions of a step, and of all steps, as the results of a call lie in memory; ``x``: its first series."""
+    step = range(len(shape)) if x is None else order_of_steps(x, shape) or range(len(shape))
+    return list(step), _dims(step, 1, x is not None and samples_of(x, shape) > 1)
+
+
 def order_of_steps(x: Tensor, shape: torch.Size) -> list[int] | None:
     """The dimensions of a step from the outermost in memory to the innermost; ``None``: as usual, or with gaps.
 
@@ -112,3 +132,22 @@ def order_of_steps(x: Tensor, shape: torch.Size) -> list[int] | None:
     step = x[0]
     usual = step.is_contiguous() or (order[0] == 0 and step[0].is_contiguous())
     return order if not usual and step.permute(order)[0].is_contiguous() else None
+
+
+_LEAST_OF_SAMPLE = 64
+"""Fewer neurons of a sample are copied sooner than computed apart."""
+
+
+def samples_of(x: Tensor, shape: torch.Size) -> int:
+    """How many samples of ``x`` ``[T, B, *]`` have their steps together in memory: B, or 1 where the steps lie apart.
+
+    Only the kernels of the CPU take them as they are.
+    """
+    if x.device.type != "cpu" or x.shape[1:] != shape or len(shape) < 2 or x.shape[0] < 2 or x.shape[1] < 2:
+        return 1
+    neurons = shape.numel() // shape[0]
+    if neurons < _LEAST_OF_SAMPLE or x.stride(0) != neurons or x.stride(1) != x.shape[0] * neurons:
+        return 1
+    sample = x[0, 0]
+    dense = sample.is_contiguous() or sample.permute(order_of(sample.stride())).is_contiguous()
+    return x.shape[1] if dense else 1

@@ -42,10 +42,12 @@ class Engine:
         parameters: Sequence[Tensor],
         steps: int,
         neurons: int,
+        samples: int,  # whose steps lie together, which only the kernels of the CPU take
         keep: bool,
         bits: int = -1,  # which output is returned as bits: none, which only the kernels of the CPU write
     ) -> list[Tensor]:
         assert bits == -1
+        assert samples == 1
         opmath = opmath_dtype(like.dtype)
         states, parameters = [s.expand(neurons).contiguous() for s in states], _whole(parameters, neurons)
         outputs = [like.new_empty(steps, neurons) for _ in range(code.outputs)]
@@ -67,8 +69,10 @@ class Engine:
         weight: Tensor | None,  # of a linear layer, whose gradients the kernels of the CPU alone take
         steps: int,
         neurons: int,
+        samples: int,
     ) -> list[Tensor]:
         assert weight is None
+        assert samples == 1
         of_series = [like.new_empty(steps, neurons) for k in range(len(series)) if k in code.gradients]
         grad_last, parameters = [g.expand(neurons).contiguous() for g in grad_last], _whole(parameters, neurons)
         initial = [torch.empty_like(g) for g in grad_last]

@@ -50,14 +50,15 @@ class _CpuEngine:
         return code.parameters(given, code.fixed)
 
     def forward(self, code: Code, like: Tensor, *arguments: Any) -> list[Tensor]:
-        *tensors, steps, neurons, keep, bits = arguments
+        *tensors, steps, neurons, samples, keep, bits = arguments
         words, constants = code.words, code.constants
-        found = torch.ops.snnfast.program_forward(like, *tensors, words, constants, steps, neurons, keep, bits)
+        found = torch.ops.snnfast.program_forward(like, *tensors, words, constants, steps, neurons, keep, bits, samples)
         return cast(list[Tensor], found)
 
     def backward(self, code: Code, like: Tensor, *arguments: Any) -> list[Tensor]:
-        *tensors, steps, neurons = arguments
-        found = torch.ops.snnfast.program_backward(like, *tensors, code.words, code.constants, steps, neurons)
+        *tensors, steps, neurons, samples = arguments
+        words, constants = code.words, code.constants
+        found = torch.ops.snnfast.program_backward(like, *tensors, words, constants, steps, neurons, samples)
         return cast(list[Tensor], found)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from snnfast._core.linear import Linear, bits_pay
 from snnfast._core.ops import opmath_dtype
 from snnfast._program.autograd import Run
-from snnfast._program.call import Call, broadcast, expanded, needs_of, order_of_steps, split
+from snnfast._program.call import Call, broadcast, expanded, needs_of, order_of_steps, samples_of, split
 from snnfast._program.code import Codes, Counts
 from snnfast._program.engines import say_step_by_step, takes_kernels
 from snnfast._program.nvrtc import NoKernelError
@@ -103,7 +103,8 @@ class Program:
         series = [x if x.shape[1:] == shape else x.expand(steps, *shape) for x in series]
         like = next(t for t in given if isinstance(t, Tensor))
         states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full((), s) for s in states]
-        call = Call(steps, shape, like.dtype, like.dtype, like.device)
+        samples = samples_of(series[0], shape) if series else 1
+        call = Call(steps, shape, like.dtype, like.dtype, like.device, samples=samples)
         return self.plain(call, [*series, *states, *parameters], output, linear)
 
     def binary(self, dtype: torch.dtype, dims: int) -> tuple[bool, ...]:
@@ -150,7 +151,8 @@ class _Variant:
         call = call._replace(order=order_of_steps(tensors[0], call.shape) if self.counts[0] else None)
         # A linear layer reads the last dimensions side by side, as bits or as numbers.
         usual = call.order is None and linear is not None and bits_pay(tensors[0], call.shape, call.steps, linear)
-        if codes is not None and linear is not None and usual:
+        # Bits are in the order of the neurons, however the steps of the samples lie.
+        if codes is not None and linear is not None and usual and (call.samples == 1 or codes.forward.binary[output]):
             weight, bias, dims = linear
             asked = call._replace(output=output, dims=dims, bits=codes.forward.binary[output])
             found = list(Run.apply(self.again, codes, asked, *tensors, weight, bias))

@@ -16,6 +16,7 @@ from programs import PROGRAMS, ByHand
 from running import assert_alike
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
@@ -33,6 +34,89 @@ def test_loops_on_a_gpu_become_recurrences(name: str, reports: list[Any]) -> Non
         found = torch.compile(ByHand(PROGRAMS[name].loop), backend="snnfast")(torch.randn(7, 5, 7).requires_grad_())
     assert "one recurrence" in str(*reports)
     assert all(t.device.type == "cuda" for t in pytree.tree_leaves(found))
+
+
+@pytest.mark.parametrize("way", ["tracing", "recording"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("order", ["usual", "channels_last"])
+def test_samples_first_are_not_copied(order: str, backend: Any, way: str) -> None:
+    def layer(x: Tensor) -> Tensor:  # [B, T, *], as in TET
+        mem: Any = 0
+        spikes = []
+        for t in range(x.shape[1]):
+            mem = mem * 0.5 + x[:, t, ...]
+            spk = Masked.apply(mem - 1.0)
+            mem = (1 - spk) * mem
+            spikes.append(spk)
+        return torch.stack(spikes, dim=1)
+
+    def loop(net: Any, x: Tensor) -> Any:
+        y = layer(layer(x) * 1.5)
+        return y.flatten(0, 1), y
+
+    net, x = ByHand(loop), torch.rand(3, 6, 8, 5, 7) * 2
+    if order == "channels_last":
+        x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+    x = x.requires_grad_()
+    compiled = snnfast.compile(copy.deepcopy(net), by=way)
+    with snnfast.use_backend(backend):
+        for _ in range(2):
+            assert_alike(compiled, net, x, EXACT["float32"])
+        if backend == "reference" or order != "usual":  # a result of the user is contiguous, as that of the loop
+            return
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+            flat, y = compiled(x)
+            torch.autograd.grad((flat * flat).sum() + (y * y).sum(), x)
+    copies = [e for e in profiled.events() if e.name in ("aten::copy_", "aten::clone")]
+    assert not [e for e in copies if torch.Size(e.input_shapes[0]).numel() == x.numel()]
+
+
+@pytest.mark.parametrize("way", ["tracing", "recording"])
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("outputs", [3, 90])
+def test_a_linear_behind_a_neuron_whose_samples_come_first(outputs: int, binary: bool, way: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(1200, outputs)
+
+        def forward(self, x: Tensor) -> Any:
+            mem, rec, traces = torch.zeros(x.shape[0], 1200), [], []
+            for t in range(x.shape[1]):
+                mem = mem * 0.8 + x[:, t]
+                spk = Masked.apply(mem - 1.0)
+                mem = mem - spk.detach()
+                rec.append(self.fc(spk if binary else spk * mem))
+                traces.append(mem)
+            return torch.stack(rec, 1), torch.stack(traces, 1)
+
+    torch.manual_seed(0)
+    net, x = Net(), (torch.rand(3, 25, 1200) * 2).requires_grad_()
+    compiled = snnfast.compile(copy.deepcopy(net), by=way)
+    for _ in range(2):
+        assert_alike(compiled, net, x, TOLERANCES["float32"])
+
+
+@pytest.mark.parametrize("way", ["tracing", "recording"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_views_of_a_neuron_whose_samples_come_first(backend: Any, way: str) -> None:
+    def loop(net: Any, x: Tensor) -> Any:
+        mem = torch.zeros(3, 4, 35)
+        rec, mems = [], []
+        for t in range(x.shape[1]):
+            mem = mem * 0.8 + x[:, t]
+            spk = Masked.apply(mem - 1.0)
+            mem = mem - spk.detach()
+            rec.append(spk)
+            mems.append(mem)
+        record = torch.stack(rec)
+        return record, record.view(len(rec), -1), rec[2].view(-1), mem.view(3, -1), torch.stack(mems, 1).view(3, -1)
+
+    net, x = ByHand(loop), (torch.rand(3, 6, 4, 35) * 2).requires_grad_()
+    compiled = snnfast.compile(copy.deepcopy(net), by=way)
+    with snnfast.use_backend(backend):
+        for _ in range(2):
+            assert_alike(compiled, net, x, EXACT["float32"])
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

@@ -126,6 +126,48 @@ def test_many_random(start: int) -> None:
         check_bits(seed)
 
 
+# ---- samples whose steps lie together: [T, B, *] of memory [B, T, *], as in x[:, t]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    ("steps", "shape"),
+    [(4, (3, 70)), (17, (2, 300)), (6, (5, 16, 8, 8)), (2, (2, 64)), (33, (4, 257)), (5, (3, 3, 7, 9))],
+)
+def test_samples_are_taken_as_they_lie(steps: int, shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> None:
+    step, made = RandomStep(seed, exact=True), random.Random(seed)
+    program = Program(step, 1, step.states, step.parameters)
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape[0], steps, *shape[1:], generator=g, dtype=dtype).transpose(0, 1)
+    if len(shape) == 4 and made.random() < 0.5:  # channels_last
+        x = x.movedim(2, -1).transpose(0, 1).contiguous().transpose(0, 1).movedim(-1, 2)
+    sizes = [shape] * step.states + [made.choice(((), shape, shape[-1:])) for _ in range(step.parameters)]
+    others = [torch.randn(size, generator=g, dtype=dtype).requires_grad_() for size in sizes]
+
+    def trained(x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        x = x.detach().requires_grad_()
+        results = program.unroll(x, *others, steps=steps)
+        loss = sum((r * torch.linspace(-1, 1, r.numel(), dtype=dtype).view(r.shape)).sum() for r in results)
+        assert isinstance(loss, Tensor)
+        return results, torch.autograd.grad(loss, [x, *others], allow_unused=True)
+
+    (ours, grads), (theirs, wanted) = trained(x), trained(x.contiguous())
+    outputs = len(ours) - step.states
+    for result in (*ours[:outputs], *(t for t in grads[:1] if t is not None)):
+        assert result.stride() == x.stride()  # so that nothing is copied for torch.stack(..., dim=1), nor behind it
+    for a, b in zip((*ours, *grads[: 1 + step.states]), (*theirs, *wanted[: 1 + step.states]), strict=True):
+        assert (a is None and b is None) or torch.equal(a.nan_to_num(7), b.nan_to_num(7))
+    # Gradients of parameters are sums over other blocks.
+    torch.testing.assert_close(grads[1 + step.states :], wanted[1 + step.states :], equal_nan=True)
+
+
+def test_few_neurons_of_a_sample_are_copied() -> None:
+    program = Program(lambda x, v: (v + x, v + x), 1, 1, 0)
+    found, _ = program.unroll(torch.rand(4, 7, 60).transpose(0, 1), 0.0, steps=7)
+    assert found.is_contiguous()
+
+
 # ---- what is made of a step
 
 
@@ -197,7 +239,7 @@ def forward(words: list[int], **changed: Any) -> Any:
         "like": torch.empty(0), "series": [torch.rand(3, 20)], "states": [torch.rand(20)],
         "parameters": [torch.tensor(0.5)], "code": torch.tensor(words, dtype=torch.int32),
         "constants": torch.tensor([1.0], dtype=torch.float64), "steps": 3, "neurons": 20, "keep": True,
-        "bits": -1,
+        "bits": -1, "samples": 1,
     }  # fmt: skip
     return torch.ops.snnfast.program_forward(*{**given, **changed}.values())
 
@@ -256,6 +298,7 @@ def test_op_refuses_malformed_code() -> None:
         {"series": [torch.rand(3)]}, {"states": [torch.rand(19)]}, {"parameters": [torch.rand(19)]},
         {"parameters": [torch.tensor(0.5, dtype=torch.float64)]}, {"constants": torch.tensor([1.0])}, {"steps": -1},
         {"steps": 1 << 62, "series": [torch.rand(1, 20)]}, {"neurons": 21}, {"code": torch.tensor(GOOD)},
+        {"samples": 0}, {"samples": 3}, {"samples": 2}, {"samples": 40, "series": [torch.rand(3 * 40, 0)]},
     ):  # fmt: skip
         with pytest.raises(RuntimeError):
             forward(GOOD, **changed)
@@ -291,7 +334,7 @@ def test_backward_op_survives_random_code() -> None:
         try:
             torch.ops.snnfast.program_backward(
                 torch.empty(0), [torch.rand(17, 20)], parameters, torch.rand(2 * step.states, 20), [torch.rand(17, 20)],
-                [torch.rand(20)] * step.states, None, words, code.constants, 17, 20,
+                [torch.rand(20)] * step.states, None, words, code.constants, 17, 20, 1,
             )  # fmt: skip
         except RuntimeError as error:
             assert "code: " in str(error)  # noqa: PT017
@@ -318,7 +361,7 @@ def test_a_register_that_two_values_share_is_refused_on_every_device(places: tup
     with pytest.raises(RuntimeError, match="code: a register is used twice"):
         torch.ops.snnfast.program_backward(
             torch.empty(0), [rows], code.parameters([], code.fixed), torch.rand(4, 20), [rows], [torch.rand(20)] * 2,
-            None, code.words, code.constants, 17, 20,
+            None, code.words, code.constants, 17, 20, 1,
         )  # fmt: skip
     with pytest.raises(RuntimeError, match="code: a register is used twice"):
         backward_source(code, torch.float32, (("rows",), ()))

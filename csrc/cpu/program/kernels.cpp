@@ -33,12 +33,17 @@ struct Block {
 
   const Program& p;
   A** const registers;
-  int64_t first = 0;
-  int n = 0, padded = 0;  // padded: to whole vectors
-  bool whole = false;     // whether the rows of tensors are whole vectors
+  const int64_t side;
+  int64_t first = 0, at_first = 0;  // a neuron, and its place in a tensor of all steps
+  int64_t behind = -1;              // the place of the next block, if there is one
+  int n = 0, padded = 0;            // padded: to whole vectors
+  bool whole = false;               // whether the rows of tensors are whole vectors
 
   Block(const Program& program, const Workspace& workspace)
-      : p(program), registers(reinterpret_cast<A**>(workspace.registers)), next_(static_cast<char*>(workspace.rows)) {
+      : p(program),
+        registers(reinterpret_cast<A**>(workspace.registers)),
+        side(program.side()),
+        next_(static_cast<char*>(workspace.rows)) {
     series_ = rows(p.series);
     parameters_ = rows(p.parameters);
     char* const constants = rows(p.constants);
@@ -71,8 +76,12 @@ struct Block {
   }
 
   void open(int64_t number) {
-    first = number * kBlock<A>;
-    n = static_cast<int>(p.N - first < kBlock<A> ? p.N - first : kBlock<A>);
+    const int64_t blocks = (side + kBlock<A> - 1) / kBlock<A>, begin = number % blocks * kBlock<A>;
+    const auto place = [&](int64_t block) { return block / blocks * p.T * side + block % blocks * kBlock<A>; };
+    first = number / blocks * side + begin;
+    at_first = place(number);
+    behind = number + 1 < p.samples * blocks ? place(number + 1) : -1;
+    n = static_cast<int>(std::min(side - begin, kBlock<A>));
     padded = (n + Vec<A>::kSize - 1) / Vec<A>::kSize * Vec<A>::kSize;
     whole = n == padded;
     for (int j = 0; j < p.parameters; ++j) {
@@ -81,11 +90,9 @@ struct Block {
     }
   }
 
-  // A row of a tensor: in place, or a copy.
-  template <typename From>
-  A* row(const From* tensor, A* copy) const {
-    const From* const from = tensor + first;
-    if constexpr (std::is_same_v<From, A>) {
+  // A row: in place, or a copy.
+  A* row(const S* from, A* copy) const {
+    if constexpr (std::is_same_v<S, A>) {
       if (whole) return const_cast<A*>(from);  // which no instruction writes to
     }
     load_row(from, n, copy);
@@ -102,7 +109,8 @@ struct Block {
     return copy;
   }
   A* row(const Series& series, int64_t t, A* copy) const {
-    return row(static_cast<const S*>(series.data) + t * series.stride, copy);
+    const int64_t at = series.stride == 0 ? first : at_first + t * series.stride;
+    return row(static_cast<const S*>(series.data) + at, copy);
   }
 
   void open_series(int64_t t, int64_t next) {
@@ -119,22 +127,21 @@ struct Block {
   // The same neurons in another step are on another page, of which the processor fetches nothing by itself. Steps from
   // T on are those of the next block.
   void prefetch(const void* tensor, int64_t stride, int64_t t) const {
-    const int64_t neuron = t < p.T ? first : first + kBlock<A>, step = t < p.T ? t : t - p.T;
-    if (step < 0 || step >= p.T || neuron >= p.N) return;
-    const int64_t count = std::min<int64_t>(p.N - neuron, kBlock<A>) * static_cast<int64_t>(sizeof(S));
-    const char* const from = reinterpret_cast<const char*>(static_cast<const S*>(tensor) + step * stride + neuron);
-    for (int64_t byte = 0; byte < count; byte += 64) __builtin_prefetch(from + byte);
+    const int64_t place = t < p.T ? at_first : behind, step = t < p.T ? t : t - p.T;
+    if (step < 0 || step >= p.T || place < 0 || stride == 0) return;
+    const char* const from = reinterpret_cast<const char*>(static_cast<const S*>(tensor) + step * stride + place);
+    for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof(S)); byte += 64) __builtin_prefetch(from + byte);
   }
 
   // Whether a register can lie in the row of a result.
   bool writes_in_place() const { return std::is_same_v<S, A> && whole && !p.stream; }
 
   A* result_row(void* tensor, int64_t t) const {
-    return reinterpret_cast<A*>(static_cast<S*>(tensor) + t * p.N + first);
+    return reinterpret_cast<A*>(static_cast<S*>(tensor) + at_first + t * side);
   }
 
   void write(void* tensor, int64_t t, const A* from) const {
-    S* const to = static_cast<S*>(tensor) + t * p.N + first;
+    S* const to = static_cast<S*>(tensor) + at_first + t * side;
     if constexpr (std::is_same_v<S, A>) {
       if (p.stream && whole) {
         for (int i = 0; i < n; i += Vec<A>::kSize) stream(to + i, Vec<A>::load(from + i));
@@ -202,7 +209,7 @@ void forward(const Forward& p, int64_t begin, int64_t end, const Workspace& work
       for (int o = 0; o < p.outputs; ++o) {
         if (!in_place || !p.in_place[o]) continue;
         registers[p.output_at[o]] = block.result_row(p.output[o], t);
-        block.prefetch(p.output[o], p.N, t + kAhead);
+        block.prefetch(p.output[o], block.side, t + kAhead);
       }
       run<A>(p.step, registers, block.padded);
       for (int o = 0; o < p.outputs; ++o) {
@@ -297,7 +304,7 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
         for (int x = 0; x < p.series; ++x) {
           if (!in_place || !p.in_place[x]) continue;
           registers[p.series_at[x]] = block.result_row(p.grad_series[x], t);
-          block.prefetch(p.grad_series[x], p.N, before);
+          block.prefetch(p.grad_series[x], block.side, before);
         }
         run<A>(p.derivative, registers, block.padded);
         for (int x = 0; x < p.series; ++x) {

@@ -25,8 +25,8 @@ struct Section {
   int count;
 };
 
-// A value for every step and neuron, in the dtype of the tensors: rows of N, `stride` elements apart, or 0 where one
-// row is that of all steps. Or a number for every step, [T].
+// A value for every step and neuron, in the dtype of the tensors: rows `stride` elements apart, or 0 where one row [N]
+// is that of all steps. Or a number for every step, [T].
 struct Series {
   const void* data;
   int64_t stride;
@@ -45,11 +45,15 @@ struct Parameter {
 struct Program {
   DType dtype;
   int64_t T, N;
+  int64_t samples;  // a tensor of all steps is [samples, T, side]; one sample: [T, N]
   int series, states, parameters, constants, temporaries;
   const Series* in;            // [series]
   const Parameter* parameter;  // [parameters]
   const double* constant;      // [constants]
   bool stream;                 // whether to write results by non-temporal stores
+
+  int64_t side() const { return N / samples; }
+  int64_t blocks() const;  // each of neurons that lie side by side
 };
 
 struct Forward : Program {
@@ -60,7 +64,7 @@ struct Forward : Program {
   const bool* in_place;      // [outputs], whether the register can lie in the row of the output
   int bits;                  // the output that is returned as bits, [ceil(T / 8), N]; or -1
   const Parameter* initial;  // [states]
-  void* const* output;       // [outputs]: [T, N]; bits as ../spikes/events.h describes them
+  void* const* output;       // [outputs]: [samples, T, side]; bits as ../spikes/events.h describes them
   void* const* last;         // [states]: [N] opmath
   void* checkpoints;         // [ceil(T / kCheckpoint), states, N] opmath, or nullptr
 
@@ -83,7 +87,7 @@ struct Backward : Program {
   Outputs linear;                 // of a Linear that reads an output: its gradient is made of that of the Linear
   int spikes;                     // this output, by its place among those that have a gradient; or -1
   const Parameter* grad_last;     // [states]
-  void* const* grad_series;       // [series]: [T, N], or nullptr
+  void* const* grad_series;       // [series]: [samples, T, side], or nullptr
   void* const* grad_initial;      // [states]: [N] opmath
   double* const* grad_parameter;  // [parameters]: [N], or [blocks] where the parameter is a number; or nullptr
 
@@ -101,6 +105,11 @@ struct Workspace {
 };
 
 constexpr int64_t block_size(DType dtype) { return kBlockBytes / opmath_size(dtype); }
+
+inline int64_t Program::blocks() const {
+  const int64_t size = block_size(dtype);
+  return samples * ((side() + size - 1) / size);
+}
 
 struct Kernels {  // blocks `begin` to `end` - 1, by DType
   void (*forward[4])(const Forward&, int64_t begin, int64_t end, const Workspace&);

@@ -16,7 +16,7 @@ from snnfast._core.linear import Linear
 from snnfast._program.between import Between, Product, Source
 from snnfast._program.between import Part as Layered
 from snnfast._program.between import unroll as unroll_between
-from snnfast._program.call import order_of_steps
+from snnfast._program.call import orders_of
 from snnfast._program.run import Program as StepProgram
 from snnfast._program.trace import NotElementwiseError
 from snnfast.compiler.calls import (
@@ -301,9 +301,7 @@ class Program(Part):
         node = to.graph.call_function(
             Unrolled(self, self.outputs()), tuple(given), {"steps": to.times(self.statements[0])}
         )
-        order = order_of_steps(value(given[0]), shape) if series and not self.products else None
-        dims = order or range(len(shape))
-        step, record = tuple(dims), (0, *(1 + d for d in dims))
+        step, record = orders_of(value(given[0]) if series and not self.products else None, shape)
         options = {"dtype": self.dtype, "device": self.device}
         wanted: list[Any] = [((self.steps, *value(self.sample(s)).shape), record) for s in self.outputs()]
         wanted += [(tuple(value(self.sample(a.statement)).shape), step) for a in self.states]
