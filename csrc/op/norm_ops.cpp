@@ -106,9 +106,8 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeT
   return tensors.outputs;
 }
 
-// Returns the gradients of the bias and of the weight [2, T, C] in float64, with one row over time; the shares of the
-// channels in that of the first parameter [C] in float64 if it is needed, which Leaky has not; that of x if it or that
-// of the state is needed; and that of the state if it is.
+// Returns what the ops of the CPU return. The gradient of the first parameter is the sum of shares of the channels;
+// that of Leaky has none.
 template <typename Neuron>
 std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, const Tensor& x, const MaybeTensor& rows,
                              const MaybeTensor& places, const Tensor& numbers, const MaybeTensor& state,

@@ -43,8 +43,9 @@ _ATAN, _FAST_SIGMOID, _SIGMOID = (f().kernel_id for f in (surrogate.atan, surrog
 def unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...] | None:
     """The results of a prepared call behind a batch normalisation of its current; ``None``: the two do not fit.
 
-    Learned numbers of the neurons do not fit, but for the rate of ``ParametricLIFNode``. Nor do numbers of each neuron,
-    nor records, nor on the CPU a linear layer behind the neurons, which wants the spikes as bits.
+    Learned numbers of the neurons do not fit, but for the rate of ``ParametricLIFNode`` and, on the CPU, one ``beta``
+    of ``Leaky``. Nor do numbers of each neuron, nor records, nor on the CPU a linear layer behind the neurons, which
+    takes the spikes as bits.
     """
     request, on_cpu = call.request, ops.has_cpu_kernels(call.current.device)
     if not _has_kernels(call.neuron.name, call.options, on_cpu) or not _fits(norm, call.current, on_cpu):
@@ -54,7 +55,7 @@ def unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...] | None:
     if call.linear is not None and on_cpu:
         return None
     first, *others = call.parameters
-    learns = call.neuron.name == "ifnode" and first.numel() == 1
+    learns = (on_cpu or call.neuron.name == "ifnode") and first.numel() == 1
     if not (learns or _is_constant(first)) or not all(map(_is_constant, others)) or not backend.use_fused(call.current):
         return None
     return _unroll(call, norm)
@@ -136,6 +137,8 @@ def _unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...]:
     windows = _windows(norm.pool, x)
     how = _How(call.neuron, call.options, norm.eps, norm.over_time, call.request.last, windows)
     first, *others = call.parameters
+    if call.neuron.name == "leaky" and first.requires_grad:
+        first = first.clamp(0, 1)  # whose derivative at 0 and 1 PyTorch knows
     learned = x, norm.weight, norm.bias, state, first
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned):
         found = _Normed.apply(how, *learned, numbers, *others)

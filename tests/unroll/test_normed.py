@@ -123,6 +123,10 @@ NEURONS: dict[str, Callable[[], nn.Module]] = {
     "straight through": lambda: leaky(spike_grad=surrogate.straight_through_estimator()),
     "a steep surrogate": lambda: leaky(spike_grad=surrogate.atan(1e6)),
     "graded spikes": lambda: leaky(graded_spikes_factor=2.5),
+    "learned beta": lambda: leaky(learn_beta=True),
+    "learned beta of one element": lambda: leaky(beta=torch.tensor([0.8]), learn_beta=True),
+    "learned beta at its end": lambda: leaky(beta=1.0, learn_beta=True, reset_mechanism="zero"),
+    "learned beta beyond its end": lambda: leaky(beta=1.3, learn_beta=True),
 }
 
 
@@ -179,7 +183,7 @@ def test_no_bit_depends_on_threads_or_the_instruction_set(isa: str) -> None:
         for threads, used in ((1, ops.extension.isa_available()[0]), (1, isa), (2, isa), (5, isa)):
             torch.set_num_threads(threads)
             ops.extension.set_isa(used)
-            found, grads = results(net_of, x, norm_of(x), leaky())
+            found, grads = results(net_of, x, norm_of(x), leaky(learn_beta=True))
             every.append([*found, *grads])
         for again in every[1:]:
             assert_all_bits_equal(again, every[0])
@@ -292,7 +296,6 @@ def test_without_gradients_nothing_is_kept(calls: list[None]) -> None:
 
 
 APART: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Any]]] = {
-    "learned beta": (lambda: leaky(learn_beta=True), MultiStep.__call__),
     "learned threshold": (lambda: leaky(learn_threshold=True), MultiStep.__call__),
     "beta of each neuron": (lambda: leaky(beta=torch.linspace(0.5, 0.9, 4)), MultiStep.__call__),
     "immediate reset": (lambda: leaky(reset_delay=False), MultiStep.__call__),
@@ -312,6 +315,13 @@ def test_what_does_not_fit_runs_one_by_one(name: str, device: torch.device, call
     make, call = APART[name]
     x = images(4, (3, 4, 4, 4))
     call(net_of(norm_of(x), make()), x)
+    assert not calls
+
+
+@pytest.mark.parametrize("device", [pytest.param("emulated", marks=pytest.mark.emulated)], indirect=True)
+def test_a_learned_beta_does_not_fit_on_cuda(device: torch.device, calls: list[None]) -> None:
+    x = images(4, (3, 4, 4, 4))
+    net_of(norm_of(x), leaky(learn_beta=True))(x)
     assert not calls
 
 
@@ -371,7 +381,6 @@ def test_the_ops_check_their_tensors() -> None:
         (lambda: backward(spk, None, x, rows[0], None, *rest), "rows: wrong shape"),
         (lambda: backward(spk[1:], None, x, rows, None, *rest), "grad: wrong shape"),
         (lambda: backward(spk, None, x, rows, None, *rest[:5], 99, *rest[6:]), "surrogate: unknown"),
-        (lambda: backward(spk, None, x, rows, None, *rest[:8], True, *rest[9:]), "beta: has no gradient here"),
     ):
         with pytest.raises(RuntimeError, match=message):
             call()

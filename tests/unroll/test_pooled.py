@@ -103,6 +103,13 @@ def test_spikingjellys_nodes(name: str, calls: list[bool]) -> None:
     assert calls == [True, False] * 2
 
 
+def test_a_learned_beta(calls: list[bool]) -> None:
+    for layout in ("usual", "channels_last"):
+        x = images(6, (5, 12, 9, 7), layout=layout)
+        assert_as_apart(x, nn.MaxPool2d(2), leaky(learn_beta=True))
+    assert calls == [True, False] * 2
+
+
 @pytest.mark.parametrize("steps", [4, 17, 40])
 def test_states_and_many_steps(steps: int, calls: list[bool]) -> None:
     for layout in ("usual", "channels_last"):
@@ -117,7 +124,7 @@ def test_no_bit_depends_on_threads() -> None:
         norm = norm_of(x)
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found, grads = results(MultiStep, x, norm, leaky(), nn.MaxPool2d(2))
+            found, grads = results(MultiStep, x, norm, leaky(learn_beta=True), nn.MaxPool2d(2))
             every.append([*found, *grads])
         for again in every[1:]:
             assert_all_bits_equal(again, every[0])

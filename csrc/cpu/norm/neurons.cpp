@@ -203,9 +203,9 @@ struct Chunks {
   }
 };
 
-// Returns the gradients of the bias and of the weight [2, T, C] in float64, with one row over time; the shares of the
-// channels in that of the first parameter [C] in float64 if it is needed, which Leaky has not; that of x if it or that
-// of the state is needed; and that of the state if it is.
+// Returns the gradients of the bias and of the weight [2, T, C] in float64, with one row over time; what that of the
+// first parameter is the sum of, in float64, if it is needed; that of x if it or that of the state is needed; and that
+// of the state if it is. A parameter that is clamped has a gradient at 0 and 1, too.
 // `grad`: that of the spikes, or [T, B, C, Y, X] of what was pooled, beside the places of the maxima.
 template <typename Neuron>
 std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, const Tensor& x,
@@ -218,7 +218,7 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
   Backward<Neuron> p{};
   call.describe(p, x, state, parameters, reset);
   STD_TORCH_CHECK(surrogate >= 0 && surrogate < kSurrogateKinds, "surrogate: unknown");
-  STD_TORCH_CHECK(!needs_first || !Neuron::kClamped[0], Neuron::kParameterNames[0], ": has no gradient here");
+  p.clamp_closed = true;
   p.saved = Saved::kCheckpoints;
   const int64_t saved = saved_rows(Saved::kCheckpoints, p.T);
   STD_TORCH_CHECK(checkpoints.has_value() == (saved > 0), "rows: expected with more than ", kCheckpoint, " steps");
@@ -242,12 +242,13 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
   const int64_t C = call.steps.C, rows = call.rows;
   tensors.outputs.push_back(call.steps.make(x, {2, rows, C}, ScalarType::Double));
   double* const sums = static_cast<double*>(tensors.outputs[0].mutable_data_ptr());
-  std::optional<cpu::pool::Scratch<float>> first_gradients;
-  double* of_first = nullptr;
+  const Chunks chunks(call.steps, strips.has_value() ? strips->number : 0);
+  std::optional<cpu::pool::Scratch<float>> of_neurons;
+  double* of_first = nullptr;  // of each part
   if (needs_first) {
-    tensors.outputs.push_back(call.steps.make(x, {C}, ScalarType::Double));
+    tensors.outputs.push_back(call.steps.make(x, {chunks.parts}, ScalarType::Double));
     of_first = static_cast<double*>(tensors.outputs[1].mutable_data_ptr());
-    p.grad_parameters[0] = first_gradients.emplace(p.N).data();
+    p.grad_parameters[0] = of_neurons.emplace(p.N).data();
   }
   if (needs_x || needs_state) p.grad_x = tensors.make(x.scalar_type(), p.T);
   if (needs_state) p.grad_initial[0] = tensors.make(tensors.opmath, kNoRows);
@@ -262,7 +263,6 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
     table.set(t, NormedGradients::kMean, [=](int64_t c) { return of[c * kNormNumbers + 2]; });
   });
 
-  const Chunks chunks(call.steps, strips.has_value() ? strips->number : 0);
   const int64_t each = rows * 2 * C;
   cpu::pool::Scratch<double> partial(chunks.parts * each);
   const auto kernel = cpu::current_kernels<Neuron>().backward[static_cast<int>(p.dtype)];
@@ -276,8 +276,14 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
       norm.chunk = chunks.size;
       norm.sums = own;
       const int64_t begin = chunks.number * part / chunks.parts, end = chunks.number * (part + 1) / chunks.parts;
+      double total = 0;
+      const auto run = [&](const Backward<Neuron>& of_some, int64_t from, int64_t to) {
+        kernel(of_some, &norm, from, to, stream);
+        if (of_first != nullptr) total = std::accumulate(of_neurons->data() + from, of_neurons->data() + to, total);
+        if (of_first != nullptr) of_first[part] = total;
+      };
       if (!strips.has_value()) {
-        kernel(p, &norm, begin * chunks.size, std::min(end * chunks.size, p.N), stream);
+        run(p, begin * chunks.size, std::min(end * chunks.size, p.N));
         continue;
       }
       cpu::pool::Scratch<float> spread(p.T * strips->most);
@@ -287,7 +293,7 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
       for (int64_t i = begin; i < end; ++i) {
         strips->spread(i, given, at_places, spread.data());
         of_strip.grad_spk_first = strips->first(i);
-        kernel(of_strip, &norm, strips->first(i), strips->last(i), stream);
+        run(of_strip, strips->first(i), strips->last(i));
       }
     }
   });
@@ -308,12 +314,6 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
     table.set(t, NormedGradients::kConstant, [&](int64_t c) { return of_bias[c] * share; });
     table.set(t, NormedGradients::kSlope, [&](int64_t c) { return of_weight[c] * of[c * kNormNumbers + 3] * share; });
   });
-  if (needs_first) {
-    const float* const each_neuron = first_gradients->data();
-    const Channels channels = call.steps.channels();
-    std::fill(of_first, of_first + C, 0.0);
-    for (int64_t i = 0; i < p.N; ++i) of_first[i / channels.inner % C] += static_cast<double>(each_neuron[i]);
-  }
   if (p.grad_x == nullptr) return tensors.outputs;
   const int64_t pieces = (p.N + kPart - 1) / kPart;
   cpu::in_parallel(0, p.T * pieces, cpu::kNormGrain / std::min(kPart, p.N) + 1, [&](int64_t first, int64_t last) {
