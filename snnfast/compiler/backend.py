@@ -22,7 +22,7 @@ from snnfast.compiler.distribute import Distributed
 from snnfast.compiler.emit import Emitter
 from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.facts import facts_of
-from snnfast.compiler.functions import drop_sizes
+from snnfast.compiler.functions import drop_sizes, record_backward
 from snnfast.compiler.lower.asserts import raise_in_python
 from snnfast.compiler.lower.bodies import apply_by_classes
 from snnfast.compiler.lower.channels_last import use_channels_last
@@ -117,6 +117,7 @@ def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
     first = next((n for n in gm.graph.nodes if n.op.startswith("call")), None)
     report = GraphReport(line_of(first, with_code=False) or "a graph")
     neurons = any(is_step(n.target) for n in gm.graph.nodes)
+    record_backward(gm)
     try:
         if neurons or (_repeats(gm) and not is_unconverted(gm)):
             drop_sizes(gm)

@@ -52,6 +52,24 @@ def _drop_size(node: Any, forward: GraphModule, backward: GraphModule) -> bool:
     return False
 
 
+def record_backward(gm: GraphModule) -> None:
+    """Let the backward passes of the calls ``autograd_function_apply`` be recorded where the caller asks for it.
+
+    dynamo traces them under ``no_grad``, and writes that into their graphs. With ``create_graph=True`` a second
+    derivative would then lack what comes through the surrogate's derivative, without an error.
+    """
+    for node in gm.graph.nodes:
+        if node.op != "call_function" or name_of(node.target) != "autograd_function_apply":
+            continue
+        body = getattr(gm, str(node.args[1].target))
+        calls = [n for n in body.graph.nodes if n.op.startswith("call")]
+        ends = (calls[0], calls[-1]) if len(calls) > 1 else ()
+        if [(n.target, n.args) for n in ends] == [(torch._C._set_grad_enabled, (on,)) for on in (False, True)]:
+            for n in ends:
+                body.graph.erase_node(n)
+            body.recompile()
+
+
 def only_computes(body: Any) -> bool:
     """Whether the graph of a function, as dynamo makes it, changes no tensor that it was given."""
     given = {storage_of(t) for node in body.graph.nodes if node.op == "placeholder" for t in tensors_of(node)}

@@ -205,3 +205,42 @@ def test_in_a_checkpoint(name: str, reports: list[Any]) -> None:
     again.named_parameters = net.named_parameters  # type: ignore[attr-defined]
     assert_alike(again, net, x, TOLERANCES["float32"])
     assert "one recurrence" in str(*reports)
+
+
+class Smooth(torch.autograd.Function):
+    """A surrogate whose derivative has a derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad / (1 + 5 * x.abs()) ** 2
+
+
+def lif(x: Tensor) -> Tensor:
+    mem, out = torch.zeros_like(x[0]), torch.zeros_like(x[0])
+    for x_t in x:
+        mem = 0.9 * mem + x_t
+        spk = Smooth.apply(mem - 1.0)
+        mem = mem - spk
+        out = out + spk * mem
+    return out
+
+
+@pytest.mark.parametrize("loop", [lif, lambda x: Smooth.apply(x[0]) * x[1]], ids=["recurrence", "one call"])
+@pytest.mark.parametrize("by", ["recording", "tracing"])
+def test_second_derivatives_go_through_the_derivative_of_a_surrogate(loop: Any, by: Any) -> None:
+    """As in meta-learning, or where the gradient of the input is a part of the loss."""
+    x = torch.rand(6, 3, 5, dtype=torch.float64, requires_grad=True)
+
+    def second(function: Any) -> Tensor:
+        (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    compiled = snnfast.compile(lambda x: loop(x), by=by)
+    for _ in range(2):
+        torch.testing.assert_close(second(compiled), second(loop))
