@@ -844,3 +844,36 @@ def test_nested_and_beside_torch_compile() -> None:
 
     torch.testing.assert_close(ByRecording(both)(currents()), inner(currents())[0] + expected)
     torch.testing.assert_close(torch.compile(both, backend="eager")(currents()), inner(currents())[0] + expected)
+
+
+def charged(mem: Tensor, x: Tensor) -> Tensor:
+    return mem + (x - mem) / 2.0
+
+
+class Charge(nn.Module):
+    def forward(self, mem: Tensor, x: Tensor) -> Tensor:
+        return mem + (x - mem) / 2.0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "made", [lambda: torch.jit.script(charged), lambda: torch.jit.script(Charge())], ids=["function", "module"]
+)
+def test_what_torchscript_runs_gets_values(made: Callable[[], Any]) -> None:
+    """Its interpreter reads an argument several times."""
+    charge = made()
+
+    def loop(x: Tensor) -> tuple[Tensor, Tensor]:
+        mem, rec = torch.zeros_like(x[0]), []
+        for x_t in x:
+            mem = charge(mem * 1.0, x_t * 2.0)
+            spk = torch.sigmoid(4 * (mem - 0.5))
+            mem = mem - spk
+            rec.append(spk)
+        return torch.stack(rec), mem
+
+    compiled = snnfast.compile(loop, by="recording")
+    x = currents().requires_grad_()
+    for _ in range(4):
+        same(loop, compiled, x)
+        torch.testing.assert_close(*(torch.autograd.grad(f(x)[0].sum(), x) for f in (compiled, loop)))

@@ -88,7 +88,7 @@ class _Hook:
                 for module, name, as_it_stands in _RUN_FIRST:
                     function = getattr(module, name)
                     self._begins.append((module, name, function))
-                    setattr(module, name, _flushed(function, as_it_stands))
+                    setattr(module, name, _flushed(getattr(function, "__func__", function), as_it_stands))
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -117,12 +117,13 @@ _RUN_FIRST = (
     ),
     *((checkpoint, name, True) for name in ("_make_saved_tensor",) if hasattr(checkpoint, name)),
     (distributed, "_find_tensors", False),
+    *((kind, "__call__", False) for kind in (torch._C.ScriptFunction, torch._C.ScriptMethod)),
 )
 """Functions that need all calls before them to have run, and whether these run one by one, or by a plan as at the end.
 
 They are those of the random numbers, where transforms begin, what compiles a part of the program, what changes or saves
-a tensor unseen, and what reads the graph of autograd: ``DistributedDataParallel`` looks there for parameters without
-use.
+a tensor unseen, what reads the graph of autograd, where ``DistributedDataParallel`` looks for parameters without use,
+and TorchScript, whose interpreter reads a tensor several times, and its memory.
 """
 
 
