@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from snnfast.compiler.choice import RECORDING, TRACING, Choice
 from snnfast.compiler.recording.calls import Recorded, may_record
@@ -134,6 +135,12 @@ def _call_of_its_own() -> Compiled:
     return types.FunctionType(call.__code__.replace(co_name=f"call_{next(_numbers)}"), call.__globals__)
 
 
+def _with_values(net: nn.Module) -> dict[int, Any]:
+    """What ``copy.deepcopy`` is given for tensors that it refuses: the states of a call that autograd records."""
+    held = [t for module in net.modules() for t in pytree.tree_leaves(vars(module)) if isinstance(t, Tensor)]
+    return {id(t): t.detach().clone() for t in held if not t.is_leaf}
+
+
 def explain(net: Any, *inputs: Any, by: str | None = None, **named: Any) -> Explanation:
     """Explain what :func:`compile` does with a network or a function: what is merged, repeated or refused, and why.
 
@@ -172,7 +179,7 @@ def explain(net: Any, *inputs: Any, by: str | None = None, **named: Any) -> Expl
         """The function to call; of a network, that of a new copy."""
         if not isinstance(net, nn.Module):
             return net  # type: ignore[no-any-return]
-        copied = copy.deepcopy(net)
+        copied = copy.deepcopy(net, _with_values(net))
         convert(copied)
         return functools.partial(_call_of_its_own(), copied)
 

@@ -14,6 +14,7 @@ from helpers import assert_all_bits_equal, assert_bits_equal
 from internals import emit, merge
 from loop_nets import Feedback, Net, assert_same, by_tracing, currents, explain_tracing, graphs, refused
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import snnfast
 from snnfast._unroll.graph import unroll_steps
@@ -101,6 +102,33 @@ def test_explain_tells_what_is_merged_and_changes_nothing() -> None:
     assert net.lif1.mem.shape == (0,)
     for name, t in net.state_dict().items():
         assert torch.equal(t, before[name])
+
+
+@pytest.mark.parametrize("prunes", [False, True], ids=["states", "states and a pruned weight"])
+@pytest.mark.parametrize("by", ["recording", "tracing"])
+def test_explain_takes_a_network_that_has_trained(prunes: bool, by: Any) -> None:
+    """``copy.deepcopy`` refuses what autograd has recorded."""
+
+    class Trained(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.lif, self.states = nn.Linear(12, 12), snnfast.Leaky(beta=0.9), [torch.zeros(3, 12)]
+            if prunes:
+                prune.l1_unstructured(self.fc, "weight", amount=0.3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rec = []
+            for x_t in x:
+                spk, self.states[0] = self.lif(self.fc(x_t), self.states[0])
+                rec.append(spk)
+            return torch.stack(rec)
+
+    net, x = Trained(), torch.rand(5, 3, 12)
+    net(x).sum().backward()
+    (held,) = net.states
+    assert "one unroll" in str(snnfast.explain(net, x, by=by))
+    assert net.states[0] is held
+    assert not held.is_leaf
 
 
 def test_explain_tells_what_is_repeated_with_its_line() -> None:
