@@ -1034,7 +1034,7 @@ OUTCOMES = {
     **dict.fromkeys(("hybrid", "edges", "inhibition", "custom-surrogate", "own-function", "own-function-on-images",
                      "squashed", "masked", "bounded", "leaky-with-feedback", "cell"), "unroll recurrence"),
     **dict.fromkeys(("spatio-temporal", "temporal-efficient", "recurrent-by-hand", "recurrent-adaptive"), "recurrence"),
-    **dict.fromkeys(("early-exit", "episodes", "loop-outside", "stream"), "steps"),
+    **dict.fromkeys(("early-exit", "episodes", "loop-outside", "stream", "progress-bar"), "steps"),
     **{name: "recurrence" for name, p in collection.programs().items() if p.kind in ("neurons", "feedback")},
 }  # fmt: skip
 

@@ -145,15 +145,19 @@ def test_it_is_called_with_names_and_as_a_part_of_a_network() -> None:
 
 
 @pytest.mark.thorough
-def test_a_compiled_network_in_a_compiled_network_or_function_is_a_part_of_its_graph() -> None:
-    inner, x = snnfast.compile(Net()), currents()
+@pytest.mark.parametrize("by", ["recording", "tracing"])
+def test_a_compiled_network_in_a_compiled_network_or_function_is_a_part_of_its_graph(by: str) -> None:
+    compiled = partial(snnfast.compile, by=by)
+    inner, x = compiled(Net()), currents()
     other = copy.deepcopy(inner)
-    for outer in (snnfast.compile(nn.Sequential(inner)), snnfast.compile(lambda x: inner(x))):
+    for outer in (compiled(nn.Sequential(inner)), compiled(lambda x: inner(x))):
         before = graphs()
         assert_same(outer, other, x)
-        assert graphs() == before + 1
+        assert graphs() == before + (by == "tracing")
+    (graph,) = snnfast.explain(lambda x: inner(x), x, by=by).graphs
+    assert len([line for line in graph.merged if line.startswith("5 steps of leaky: one unroll")]) == 2
     inner.register_forward_hook(lambda module, inputs, outputs: (outputs[0] + 1, outputs[1]))
-    assert_bits_equal(snnfast.compile(lambda x: inner(x))(x)[0], other(x)[0] + 1)
+    assert_bits_equal(compiled(lambda x: inner(x))(x)[0], other(x)[0] + 1)
     assert_same(inner, lambda x: (other(x)[0] + 1, other(x)[1]), x)
 
 

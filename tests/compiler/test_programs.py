@@ -33,7 +33,7 @@ def cases() -> Iterator[Any]:
         yield pytest.param(program, "", True, "cpu", id=program.name, marks=[pytest.mark.needs_extension, *marks])
 
 
-@pytest.mark.parametrize(("program", "dtype", "grad", "device"), cases(), indirect=["device"])
+@pytest.mark.parametrize(("program", "dtype", "grad", "device"), list(cases()), indirect=["device"])
 def test_a_compiled_program_does_what_its_loop_does_and_explain_says_how(
     program: Entry, dtype: str, grad: bool, device: torch.device, reports: list[Any]
 ) -> None:
