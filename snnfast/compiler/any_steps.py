@@ -48,7 +48,7 @@ def with_rows_together(graph: Graph) -> None:
         nodes = [a for _, a in run]
         source, first = _of_unbind(nodes[0], 0) or (None, 0)
         if source is None or len(nodes) < LEAST:
-            found += [_own(a, leaves) for a in nodes]
+            found += [_own_row(a, leaves) for a in nodes]
             continue
         length = len(value(source))
         rows = span(first, first + len(nodes), length)
@@ -62,7 +62,19 @@ def with_rows_together(graph: Graph) -> None:
             graph.erase_node(node)  # a row that shorter loops may not have
 
 
-def _own(node: Any, returned: list[Any]) -> Any:
+def with_rows_apart(graph: Graph) -> None:
+    """Let a graph return rows in memory of their own where they may have a gradient.
+
+    The caller may change a row in place, which autograd does not allow of the results of ``unbind``.
+    """
+    output = graph.output_node()
+    leaves, spec = pytree.tree_flatten(output.args[0])
+    rows = [a for a in leaves if _of_unbind(a, 0) is not None and a.meta["context"].records]
+    own = {a: _own_row(a, leaves) for a in dict.fromkeys(rows)}
+    output.args = (pytree.tree_unflatten([own.get(a, a) for a in leaves], spec),)
+
+
+def _own_row(node: Any, returned: list[Any]) -> Any:
     """A row in memory of its own, unless another result is a view of it."""
     rows = _of_unbind(node, 0)
     if rows is None or _overlaps(value(node)) or sum(a is node for a in returned) > 1:

@@ -15,7 +15,7 @@ from snnfast._core import backend as _backend
 from snnfast._core.pytorch import unhooked
 from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
-from snnfast.compiler.any_steps import AnySteps, with_rows_together
+from snnfast.compiler.any_steps import AnySteps, with_rows_apart, with_rows_together
 from snnfast.compiler.aten import to_aten
 from snnfast.compiler.calls import LEAST, is_random, is_step, line_of, site_of
 from snnfast.compiler.distribute import Distributed
@@ -154,6 +154,7 @@ def _merged(found: GraphModule, report: GraphReport, neurons: bool) -> GraphModu
     if not report.merged:
         raise RefusedError(why_not(report, parts.rolled.layers))
     _lower(graph, parts, stages)
+    with_rows_apart(graph)
     report.calls = _calls(graph)
     return GraphModule(found, graph)
 

@@ -101,6 +101,30 @@ def test_results_that_are_computed_once_for_all_steps_are_separate(by: Any, view
         assert all(torch.equal(t, out[0]) for t in out)
 
 
+@pytest.mark.parametrize("by", [ByRecording, by_tracing])
+@pytest.mark.parametrize("kept", ["mem", "copy", "current"])
+def test_a_result_of_a_step_can_be_changed_in_place(by: Any, kept: str) -> None:
+    lif = snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor, scale: Tensor) -> list[Tensor]:
+        mem, out = torch.zeros(3), []
+        for step in x:
+            current = step * scale
+            _, mem = lif(current, mem)
+            out.append({"mem": mem, "copy": mem.clone(), "current": current}[kept])
+        return out
+
+    x, found = torch.rand(6, 3), []
+    for function in (loop, by(loop)):
+        scale = torch.ones(3, requires_grad=True)
+        out = function(x, scale)
+        out[-1][1:] = out[-1][:-1] * 2
+        (grad,) = torch.autograd.grad(torch.stack(out).sum(), scale)
+        found.append([*out, grad])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_zeros_of_both_signs_are_numbers_that_differ() -> None:
     lif = snnfast.Leaky(beta=0.9)
 
