@@ -64,7 +64,10 @@ class Run(torch.autograd.Function):
             buffers = [p if p.requires_grad else p.clone() for p in parameters]
             tensors = (*series, *states, *buffers)
         ctx.save_for_backward(*tensors, *linear, read, checkpoints)
-        return tuple(t if i == call.output else call.shaped(t) for i, t in enumerate(found))
+        results = tuple(t if i == call.output else call.shaped(t) for i, t in enumerate(found))
+        needs = enumerate(codes.trace.differentiable)
+        ctx.mark_non_differentiable(*(results[i] for i, need in needs if not need and i != call.output))
+        return results
 
     @staticmethod
     @not_compiled_alone

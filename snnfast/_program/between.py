@@ -243,11 +243,14 @@ class _Run(torch.autograd.Function):
         )
         outputs: list[list[Tensor]] = []
         last: list[Tensor] = []
+        constant: list[Tensor] = []
         counts = [c.forward.outputs + len(part.states) for c, part in zip(codes, between.parts, strict=True)]
         for code, call, results in zip(codes, calls, taken(found, counts), strict=True):
             shaped = list(map(call.shaped, results))
             outputs.append(shaped[: code.forward.outputs])
             last += shaped[code.forward.outputs :]
+            constant += [t for t, need in zip(shaped, code.trace.differentiable, strict=True) if not need]
+        ctx.mark_non_differentiable(*constant)
         ctx.how = between, codes, calls
         ctx.set_materialize_grads(False)
         if keep:

@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -162,6 +162,8 @@ class Trace:
     Attributes:
         gradients: With respect to series, states and parameters, in this order; ``None`` where there is none. A leaf
             ``("grad", i)`` is the gradient of an output, ``("carry", i)`` that of a new state.
+        differentiable: Which outputs and new states, in this order, require a gradient. Those that are detached, or
+            made of comparisons, do not.
         asks: Whether the step asks its arguments for their sizes or their device. It may compute something else where
             these are others.
     """
@@ -170,11 +172,12 @@ class Trace:
     outputs: list[int]
     states: list[int]
     gradients: list[int | None]
+    differentiable: list[bool]
     asks: bool = False
 
     def copy(self) -> "Trace":
         """Another one, to whose graph a code may add."""
-        return Trace(self.graph.copy(), self.outputs, self.states, self.gradients, self.asks)
+        return replace(self, graph=self.graph.copy())
 
     def equals(self, other: "Trace") -> bool:
         """Whether two steps compute the same."""
@@ -250,7 +253,8 @@ def _traced(recorder: "_Recorder", step: Step, counts: tuple[int, int, int], nee
             # Anomaly detection looks for NaN in each gradient; the step itself may ask whether it is on.
             with torch.autograd.set_detect_anomaly(False), watch:
                 gradients = recorder.derivative(results, leaves, counts[1])
-    return Trace(recorder.graph, values[:first], values[first:], gradients, watch.asks), needs
+    differentiable = [t.requires_grad for t in results]
+    return Trace(recorder.graph, values[:first], values[first:], gradients, differentiable, watch.asks), needs
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def separate(emitter: Emitter, output: Node) -> Any:
         assert signature_of(old) == signature_of(made), f"{made} in place of {old}"
         if not isinstance(value(made), Tensor) or old in copies or old.op == "placeholder":
             return made
-        if not needs_grad and made.meta["context"].records and value(made).is_floating_point():
+        if not needs_grad and emitter.records and value(made).is_floating_point():
             made = copies[old] = emitter.call(aten.detach.default, made)
         (memory, *_), storage = memory_of(old), storage_of(value(made))
         by, others = shared.setdefault(storage, (old, memory))

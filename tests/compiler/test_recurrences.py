@@ -197,6 +197,39 @@ def test_a_first_state_in_a_record_that_is_filled_later() -> None:
     assert_all_close(found, expected, 1e-12)
 
 
+class Filling(nn.Module):
+    """A neuron whose spikes have no surrogate, in a record that is read without gradients meanwhile."""
+
+    def __init__(self, recurrent: bool, view: Any) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4) if recurrent else nn.Identity()
+        self.view = view
+
+    def forward(self, x: Tensor) -> Any:
+        mem = spk = torch.zeros_like(x[0])
+        filled, begin = torch.zeros(6, 2, 4), torch.zeros(2, 2, 4)
+        for t in range(5):
+            with self.view():
+                before = filled[t]
+            if t == 0:
+                begin[0].add_(torch.tanh(mem))  # which has no gradient in the first step
+            mem = 0.5 * mem + x[t] + self.fc(spk)
+            spk = (mem > 0.5).to(mem.dtype)
+            mem = mem - spk
+            filled[t].add_(spk)
+            filled.unbind(0)[t + 1].copy_(spk)
+        with self.view():
+            return mem, before, filled[2:], begin[0], torch.tanh(mem)
+
+
+@pytest.mark.parametrize("recurrent", [False, True], ids=["", "with a product"])
+@pytest.mark.parametrize("view", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_spikes_without_a_surrogate_bring_no_gradient_to_a_record(view: Any, recurrent: bool, reports: Any) -> None:
+    net, x = Filling(recurrent, view), torch.rand(5, 2, 4, requires_grad=True)
+    assert_alike(by_tracing(copy.deepcopy(net)), net, x, TOLERANCES["float32"])
+    assert "one recurrence" in str(*reports)
+
+
 @pytest.mark.parametrize("name", ["adaptive_threshold", "recurrent_weights", "bits_to_a_linear"])
 def test_in_a_checkpoint(name: str, reports: list[Any]) -> None:
     """It hands each saved tensor out once."""

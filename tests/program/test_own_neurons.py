@@ -654,6 +654,18 @@ def test_states_may_become_constants() -> None:
     torch.testing.assert_close(gradients_of(ours[::2], [x]), gradients_of(theirs[::2], [x]))
 
 
+def test_a_result_needs_a_gradient_where_that_of_the_loop_does() -> None:
+    @snnfast.neuron
+    def counting(x: Tensor, count: Tensor, v: Tensor) -> Any:
+        v = 0.9 * v + x
+        spk = (v > 0.5).to(x.dtype)
+        return spk, count + spk, v - spk
+
+    x = sequence(torch.float64)
+    for results in (counting().unroll(x), by_hand(counting(), x)):
+        assert [t.requires_grad for t in results] == [False, False, True]
+
+
 def test_what_only_the_derivative_calls_is_known() -> None:
     @snnfast.neuron
     def signed(x: Tensor, v: Tensor) -> Any:
