@@ -89,6 +89,8 @@ def _own_row(node: Any, returned: list[Any]) -> Any:
     with node.graph.inserting_after(node):
         made: Node = node.graph.call_function(aten.clone.default, (node,))
     made.meta |= node.meta
+    # A loss of the graph has the gradient of the row that is returned.
+    node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
     return made
 
 

@@ -288,6 +288,14 @@ def _inference(x: Tensor) -> Any:
     return mem, shown
 
 
+def _views_of_inference(x: Tensor) -> Any:
+    rows = [x_t * 2 for x_t in x]
+    with torch.inference_mode():
+        shown = [row.view_as(row) for row in rows]
+    after = [row * 2 for row in shown]
+    return after, torch.tensor([(row.requires_grad, row.is_leaf) for row in (*shown, *after)])
+
+
 def _autocast(x: Tensor) -> Any:
     rows = []
     for x_t in x:
@@ -317,8 +325,8 @@ def _pickled(x: Tensor) -> Any:
 
 
 WORKS = (
-    _prints, _numpy, _hook, _trains, _random, _vmap, _checkpointed, _inference, _autocast, _in_place, _structures,
-    _pickled,
+    _prints, _numpy, _hook, _trains, _random, _vmap, _checkpointed, _inference, _views_of_inference, _autocast,
+    _in_place, _structures, _pickled,
 )  # fmt: skip
 
 
@@ -334,6 +342,22 @@ def test_what_a_loop_may_do(function: Callable[..., Any], needs: bool) -> None:
         torch.manual_seed(call)
         ours = recorded(currents(8).requires_grad_(needs) * 1)
         same(lambda plain=plain: plain, lambda ours=ours: ours)
+
+
+def test_a_row_that_is_held_has_the_gradient_of_a_loss_that_was_recorded() -> None:
+    def loop(x: Tensor) -> Any:
+        mem, rec = x.new_zeros(12), []
+        for x_t in x:
+            mem = 0.5 * mem + x_t
+            over = mem - 0.5
+            mem = mem * (1 - (over > 0).to(x.dtype))
+            rec.append(mem * 2)
+        return rec, torch.autograd.grad(over.square().sum(), over)
+
+    recorded, x = ByRecording(loop), currents(8).requires_grad_()
+    for steps in (8, 6):
+        same(loop, recorded, x[:steps])
+    assert not any(isinstance(plan, str) for plan in recorded.plans[:1])
 
 
 def test_an_error_leaves_what_the_loop_leaves() -> None:

@@ -197,6 +197,9 @@ class Kinds(dict[Any, Kind]):
         kind.writes = tuple([v != _version(t) for v, t in zip(versions, fakes, strict=True)])
         kind.aliases = tuple([isinstance(t, Tensor) and storage_of(t) in returned for t in fakes])
         kind.peeks = not grad and any(kind.aliases)
+        if modes is not None and modes[0] and any(kind.aliases):
+            # A fake tensor does not know whether it requires a gradient where other views make it, as in ``view_as``.
+            raise NeedsValueError("a view that is made in inference mode")
         if isinstance(func, Applied):
             func.computes &= not (any(kind.writes) or any(kind.aliases) or draws.any)
         self._describe(kind, found, given, named)
