@@ -319,6 +319,29 @@ def literal(tree: Any) -> Any:
 
 
 _TAKE_NUMBERS = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
+_COMPARE_NUMBERS = {
+    getattr(aten, name).Scalar: getattr(aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")
+}
+"""Comparisons with a number, and those with a tensor of numbers."""
+
+
+def with_tensor(target: Any) -> Any:
+    """The operator that takes a tensor where another one takes a number."""
+    return _COMPARE_NUMBERS.get(target, target)
+
+
+def dtype_of_numbers(node: Node) -> torch.dtype:
+    """The dtype in which a call takes numbers that differ from step to step."""
+    given: Any = node.args[0] if node.target in _COMPARE_NUMBERS else node  # a comparison's own dtype is bool
+    return value(given).dtype  # type: ignore[no-any-return]
+
+
+def _takes_numbers(node: Node) -> bool:
+    """Whether the numbers of a call may differ from step to step: as a tensor they give the same result."""
+    if node.target in _COMPARE_NUMBERS:
+        dtype, number = dtype_of_numbers(node), node.args[1]
+        return dtype in (torch.float32, torch.float64) or (dtype == torch.int64 and type(number) is int)
+    return node.target in _TAKE_NUMBERS and all(t.dtype in (torch.float32, torch.float64) for t in tensors_of(node))
 
 
 def is_number(a: object) -> bool:
@@ -327,8 +350,7 @@ def is_number(a: object) -> bool:
 
 def series_key(node: Node) -> Any:
     """A key that two nodes of a series share: all arguments that are no nodes, and the names of parameters."""
-
-    numbers = node.target in _TAKE_NUMBERS and all(t.dtype in (torch.float32, torch.float64) for t in tensors_of(node))
+    numbers = _takes_numbers(node)
     normalises = name_of(node.target) == "batch_norm"
 
     def is_named(parameter: Node) -> bool:

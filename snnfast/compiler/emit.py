@@ -17,6 +17,7 @@ from snnfast.compiler.calls import (
     are_alike,
     arguments,
     aten,
+    dtype_of_numbers,
     fake_call,
     fake_mode_of,
     index_of,
@@ -210,11 +211,11 @@ class Emitter(Writer):
 
     def numbers(self, a: Argument, statement: Statement) -> Node:
         """``[T, 1, ...]`` of a number that differs from step to step."""
-        found = value(statement.node)
+        found, dtype = value(statement.node), dtype_of_numbers(statement.node)
         if isinstance(a, Count):
-            numbers = self.call(_counted, a.start, a.stride, self.times(statement), found.dtype, found.device)
+            numbers = self.call(_counted, a.start, a.stride, self.times(statement), dtype, found.device)
         else:
-            numbers = self.call(torch.tensor, list(a.rows), dtype=found.dtype, device=found.device)  # type: ignore[union-attr]
+            numbers = self.call(torch.tensor, list(a.rows), dtype=dtype, device=found.device)  # type: ignore[union-attr]
         return self.call(aten.view.default, numbers, (-1, *(1,) * found.dim()))
 
     def over_time(self, nodes: list[Node]) -> Node:

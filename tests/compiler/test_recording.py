@@ -13,6 +13,7 @@ from loop_nets import Net
 from loop_ops import Saved
 from programs import PROGRAMS
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
@@ -221,6 +222,99 @@ def test_explain() -> None:
     assert "its graph is for any number of steps" in text
     stages = snnfast.explain(Net(), currents(11), by="recording").graphs[0].stages
     assert "loop of 11 steps" in stages["roll"]
+
+
+# ---- numbers of steps that are compared: the masks of a padded batch
+
+
+def _step(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    v = v * 0.9 + x
+    spk = Saved.apply(v - 0.5, torch.zeros_like(v))
+    return spk, v - spk
+
+
+def _where(x: Tensor, lengths: Tensor) -> Any:
+    v, spk_rec = torch.zeros(x.shape[1:]), []
+    for t in range(len(x)):
+        spk, now = _step(v, x[t])
+        v = torch.where((t < lengths)[:, None], now, v)
+        spk_rec.append(spk)
+    return torch.stack(spk_rec), v
+
+
+def _times(x: Tensor, lengths: Tensor) -> Any:
+    v, counts = torch.zeros(x.shape[1:]), 0
+    for t in range(len(x)):
+        valid = (lengths > t).float().unsqueeze(1)
+        spk, v = _step(v, x[t] * valid)
+        counts = counts + spk * valid
+    return counts, v
+
+
+def _window(x: Tensor, lengths: Tensor) -> Any:
+    v, rec, start = torch.zeros(x.shape[1:]), [], lengths.double()
+    for t in range(x.size(0)):
+        inside = start.le(t) & torch.gt(start + 3, t)
+        _, v = _step(v, x[t] * inside[:, None])
+        rec.append(v)
+    return torch.stack(rec)
+
+
+def _last(x: Tensor, lengths: Tensor) -> Any:
+    v, last = torch.zeros(x.shape[1:]), torch.zeros(x.shape[1:])
+    for t in range(len(x)):
+        _, v = _step(v, x[t])
+        last = last + torch.where((lengths == t + 1)[:, None], v, torch.zeros_like(v))
+    return last
+
+
+@pytest.mark.parametrize("by", ["tracing", "recording"])
+@pytest.mark.parametrize("loop", [_where, _times, _window, _last])
+def test_a_number_of_a_step_may_be_compared(loop: Callable[..., Any], by: str) -> None:
+    compiled = snnfast.compile(loop, by=by)
+    for T in (9, 9, 12, 6, 30, 9):
+        x, lengths = currents(T).requires_grad_(), torch.randint(1, T, (3,))
+        same(loop, compiled, x, lengths)
+        of_both = (
+            torch.autograd.grad([r.square().sum() for r in pytree.tree_leaves(f(x, lengths))], x)
+            for f in (compiled, loop)
+        )
+        torch.testing.assert_close(*of_both)
+    explained = snnfast.explain(loop, x, lengths, by=by)
+    (graph,) = explained.graphs
+    assert not graph.repeated
+    assert any("one recurrence" in str(line) for line in graph.merged)
+    if by == "recording":
+        assert "its graph is for any number of steps" in str(explained)
+
+
+def test_a_state_that_is_compared_with_the_number_of_its_step_is_not_merged() -> None:
+    def loop(x: Tensor) -> Any:
+        v, rec = torch.zeros(x.shape[1:]), []
+        for t in range(len(x)):
+            v = v * 0.9 + x[t]
+            rec.append((v * 5 > t).float())
+            v = v - rec[-1] * 0.3
+        return torch.stack(rec)
+
+    recorded = snnfast.compile(loop, by="recording")
+    for T in (9, 12):
+        same(loop, recorded, currents(T))
+    assert "a number differs from step to step" in str(snnfast.explain(loop, currents(), by="recording"))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.float16, torch.float64])
+@pytest.mark.parametrize("factor", [1, 0.5, 100])
+def test_numbers_are_compared_in_the_dtype_of_the_loop(dtype: torch.dtype, factor: float) -> None:
+    def loop(x: Tensor, given: Tensor) -> Any:
+        rec = []
+        for t in range(len(x)):
+            rec.append(torch.where((given > t * factor)[:, None], x[t], x[t] * 2))
+        return torch.stack(rec)
+
+    recorded = snnfast.compile(loop, by="recording")
+    for T in (9, 9, 12):
+        same(loop, recorded, currents(T), torch.tensor([3, 4, 200]).to(dtype))
 
 
 # ---- nothing that works as a loop may fail

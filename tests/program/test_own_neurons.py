@@ -588,7 +588,7 @@ def test_evaluation_keeps_no_states_for_a_backward_pass(monkeypatch: pytest.Monk
     original = ENGINES["cpu"].forward
 
     def forward(*given: Any) -> Any:
-        kept.append(given[7])
+        kept.append(given[8])
         return original(*given)
 
     monkeypatch.setattr(ENGINES["cpu"], "forward", forward)

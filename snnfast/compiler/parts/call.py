@@ -17,6 +17,7 @@ from snnfast.compiler.calls import (
     named,
     tensors_of,
     value,
+    with_tensor,
 )
 from snnfast.compiler.emit import Emitter
 from snnfast.compiler.errors import TrialError, UnmergedError
@@ -63,12 +64,14 @@ class Call(Part):
         varies: set[Node] = set()
         updated = {a for n in statement.calls for a in changed(n)}
         made = []
+        target: Any = node.target
         for a, column in zip(statement.args, statement.columns(), strict=True):
             if isinstance(a, Same):
                 made.append(map_arg(a.value, to.get) if isinstance(a.value, Node) else a.value)
             elif isinstance(a, Count) or all(map(is_number, column)):
                 made.append(to.numbers(a, statement))
                 varies.add(made[-1])
+                target = with_tensor(target)
             elif updated.issuperset(column):
                 made.append([to.get(n) for n in column])
             else:
@@ -81,7 +84,6 @@ class Call(Part):
             made[i] = to.call(aten.expand.default, made[i], (steps, *(-1,) * value(made[i]).dim()))
             varies.add(made[i])
         args, kwargs = pytree.tree_unflatten(made, pytree.tree_structure((node.args, node.kwargs)))
-        target: Any = node.target
         if target is operator.getitem:  # one of several results
             return to.call(operator.getitem, *args)
         ways: list[Callable[[], Node | None]] = [lambda: by_vmap(to, target, args, kwargs, varies)]

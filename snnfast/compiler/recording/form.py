@@ -265,7 +265,27 @@ class Form:
 
     def _of_single(self, number: int) -> Callable[[int], Any]:
         leaves, tensors = self.leaves[number], self.kinds[number].tensors
-        return lambda i: self._tensor(leaves[i]) if tensors[i] else self._number(leaves[i], self._dim(number, i))
+
+        def leaf(i: int) -> Any:
+            if tensors[i]:
+                return self._tensor(leaves[i])
+            dim = self._dim(number, i)
+            return (self._behind(number, i) if dim is None else None) or self._number(leaves[i], dim)
+
+        return leaf
+
+    def _behind(self, number: int, i: int) -> Size | None:
+        """A number of the step behind a loop, if it goes on as in the loop: that of ``t < lengths``, for example."""
+        a = self.leaves[number][i]
+        for at, run in enumerate(self.runs):
+            offset = number - run.end
+            if type(a) is not int or not 0 <= offset < run.period or self.like[at][0] is None:
+                continue
+            if self.kinds[number] is self.kinds[run.start + offset]:
+                stride = run.strides[offset][i]
+                if stride and self.leaves[run.start + offset][i] + stride * run.steps == a:
+                    return Size(at, stride, a - stride * run.steps)
+        return None
 
     def _list(self, addresses: list[int]) -> Iterator[Any]:
         """Tensors, of which rows of one call that follow one another are one entry."""

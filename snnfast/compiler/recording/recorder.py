@@ -55,7 +55,8 @@ _TAKE_NUMBERS = {
     for name in (
         "add", "sub", "mul", "div", "true_divide", "multiply", "subtract", "divide", "__add__", "__radd__", "__sub__",
         "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__rdiv__", "rsub", "add_", "sub_", "mul_",
-        "div_", "__iadd__", "__isub__", "__imul__", "__itruediv__",
+        "div_", "__iadd__", "__isub__", "__imul__", "__itruediv__", "eq", "ne", "lt", "le", "gt", "ge", "__eq__",
+        "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "less", "less_equal", "greater", "greater_equal", "not_equal",
     )
     if hasattr(where, name)
 }  # fmt: skip
