@@ -29,6 +29,7 @@ from snnfast.compiler.calls import (
     changed,
     fake_mode_of,
     is_step,
+    is_view_made_leaf,
     name_of,
     storage_of,
     tensors_in,
@@ -72,6 +73,8 @@ def to_aten(gm: GraphModule) -> GraphModule:
             found = make_fx(running.run, pre_dispatch=True)(*inputs)
         except PendingUnbackedSymbolNotFound:  # which PyTorch raises for x[i] where i is a tensor
             raise RefusedError("it takes a number that a tensor holds as an index") from None
+        except RefusedError as error:  # whose message the interpreter has made longer
+            raise RefusedError(str(error).partition("\n")[0]) from None
     made = [n for n in found.graph.nodes if n.op == "placeholder"]
     assert len(made) == len(given), "an input was lost"
     for old, new in zip(given, made, strict=True):
@@ -140,6 +143,8 @@ class _Running(Interpreter):
         self._outside: list[Context] = []  # of the blocks that are entered
         self._known = _known_numbers(gm)
         self._modules: dict[int, str] = {}
+        inputs = [n.meta["example_value"] for n in gm.graph.nodes if n.op == "placeholder"]
+        self._views = [(t, t._version) for t in inputs if isinstance(t, Tensor) and is_view_made_leaf(t)]
 
     @property
     def _tracer(self) -> Any:
@@ -155,6 +160,9 @@ class _Running(Interpreter):
         tracked = self._tracer.tensor_tracker
         before = [(t, tracked.get(t)) for t in tensors_in(given)]
         found = self._switched(n) if self._is_switch(n) else super().run_node(n)
+        if any(t._version != version for t, version in self._views):
+            # Of fake tensors, PyTorch can't tell the gradient of another view of the memory that was changed.
+            raise RefusedError("it changes an input that requires a gradient, and is a view of a tensor that does not")
         made = self._since(last)
         if not any(map(changed, made)):
             # A call may return a tensor that it was given, as ``contiguous`` and ``broadcast_tensors`` do. The tensor

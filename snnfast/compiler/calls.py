@@ -74,6 +74,11 @@ def tensors_in(found: Any) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(found) if isinstance(t, Tensor)]
 
 
+def is_view_made_leaf(t: Tensor) -> bool:
+    """Whether it is a leaf with a gradient that is a view of a tensor without one."""
+    return t.requires_grad and t.is_leaf and t._base is not None and not t._base.requires_grad
+
+
 def fake_mode_of(values: Any) -> Any:
     """The mode that fake tensors were made in, or ``None``."""
     return next((t.fake_mode for t in tensors_in(values) if hasattr(t, "fake_mode")), None)

@@ -4,7 +4,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -452,6 +452,23 @@ def test_a_row_that_is_held_has_the_gradient_of_a_loss_that_was_recorded() -> No
     for steps in (8, 6):
         same(loop, recorded, x[:steps])
     assert not any(isinstance(plan, str) for plan in recorded.plans[:1])
+
+
+@pytest.mark.parametrize("by", ["recording", "tracing"])
+def test_a_leaf_that_is_a_view_may_be_changed(
+    by: Literal["recording", "tracing"], recwarn: pytest.WarningsRecorder
+) -> None:
+    def loop(x: Tensor) -> Tensor:
+        turned = x.transpose(0, 1)
+        with torch.no_grad():
+            turned.mul_(2)
+        return by_hand(x) + turned.transpose(0, 1)
+
+    compiled = snnfast.compile(loop, by=by)
+    for _ in range(2):
+        found, expected = (f(currents(8).transpose(0, 1).requires_grad_()) for f in (compiled, loop))
+        torch.testing.assert_close(found, expected)
+    assert not any("fault" in str(w.message) for w in recwarn)
 
 
 def test_an_error_leaves_what_the_loop_leaves() -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from snnfast.compiler.calls import is_view_made_leaf
+
 AT = 20
 """An address is the number of a call, shifted by so many bits, plus the number of the result."""
 
@@ -99,6 +101,6 @@ def like_of(t: Tensor) -> Like:
     kind: Any = nn.Parameter if isinstance(t, nn.Parameter) else Tensor
     if t.is_inference():
         kind = "inference"
-    elif t.requires_grad and t.is_leaf and t._base is not None and not t._base.requires_grad:
+    elif is_view_made_leaf(t):
         kind = "view"
     return like(tuple(t.shape), t.stride(), t.dtype, t.device, t.requires_grad, t.is_leaf, kind)
