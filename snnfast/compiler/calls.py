@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import _side_effectful_functions
@@ -93,6 +94,9 @@ def fake_call(target: Callable[..., Any], args: Any, kwargs: Any, mode: Any = No
             stack.callback(leave, enter(*given))
         stack.enter_context(torch.no_grad())
         stack.enter_context(mode or torch.no_grad())
+        if mode is not None and mode.shape_env is not None:
+            # Only the Python forms of some operators take sizes that are unknown. Dynamo has called these, too.
+            stack.enter_context(enable_python_dispatcher())
         return target(*args, **kwargs)
 
 

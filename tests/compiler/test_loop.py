@@ -329,6 +329,23 @@ def test_how_often_a_loop_is_compiled() -> None:
     assert count(3, 4) == 0
 
 
+def test_a_product_of_two_inputs_is_repeated_at_any_batch_size(recwarn: pytest.WarningsRecorder) -> None:
+    net = nn.Bilinear(12, 12, 12)
+
+    def loop(x: Tensor) -> Tensor:
+        mem, mems = torch.zeros_like(x[0]), []
+        for x_t in x.unbind():
+            mem = 0.5 * mem + net(x_t, x_t)
+            mems.append(mem)
+        return torch.stack(mems)
+
+    compiled = by_tracing(loop)
+    for B in (3, 5, 6):
+        x = currents(B=B)
+        torch.testing.assert_close(compiled(x), loop(x))
+    assert not any("fault" in str(w.message) for w in recwarn)
+
+
 # ---- what else users do with a network
 
 
