@@ -136,7 +136,7 @@ def _call_of_its_own() -> Compiled:
 
 
 def _with_values(net: nn.Module) -> dict[int, Any]:
-    """What ``copy.deepcopy`` is given for tensors that it refuses: the states of a call that autograd records."""
+    """Copies of the tensors that ``copy.deepcopy`` refuses, by their ids: states of a call that autograd records."""
     held = [t for module in net.modules() for t in pytree.tree_leaves(vars(module)) if isinstance(t, Tensor)]
     return {id(t): t.detach().clone() for t in held if not t.is_leaf}
 
