@@ -145,8 +145,9 @@ class Distributed:
             like = next((u for u in users if u.args[1:] == user.args[1:] and u in at), None)
             if like is not None and self._is_free(user) and series_key(user) == series_key(like):
                 (statement, row), (source, first), (_, last) = (at[n] for n in (like, like.args[0], user.args[0]))  # type: ignore[index]
-                later = statement.steps[row] - source.steps[first]
-                self.rolled.add(statement, user, source.steps[last] + later)
+                step = source.steps[last] + statement.steps[row] - source.steps[first]
+                if statement.at(step) is None:  # or it has one of another loop over the same lines
+                    self.rolled.add(statement, user, step)
         if not all(u in at for u in users):
             raise UnmergedError("some of its results are read at some steps only")
         return [s for s in dict.fromkeys(at[u][0] for u in users) if s not in statements]

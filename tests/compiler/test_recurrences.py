@@ -169,6 +169,26 @@ def test_several_layers_of_one_class_are_no_steps(steps: int, reports: list[Any]
     assert f"one recurrence ({steps} times)" in str(*reports)
 
 
+@pytest.mark.parametrize("way", ["tracing", "recording"])
+def test_a_loop_that_runs_again_has_its_own_results_of_each_step(way: str) -> None:
+    def loop(net: Any, x: Tensor) -> Any:
+        for _ in range(2):  # nobody reads the last spikes of the first one
+            mem: Any = 0
+            trace = torch.full_like(x[0], 0.25)
+            for xt in x.unbind():
+                mem = (mem * 0.75 + xt) * 0.5
+                spk = Masked.apply(mem - 0.25)
+                mem = mem * (1.0 - spk)
+                trace = trace * 0.5 + spk
+            x = x * 1.5
+        return trace
+
+    net, x = ByHand(loop), torch.linspace(-0.5, 1.5, 72).view(18, 4).T.reshape(4, 3, 6).requires_grad_()
+    compiled = snnfast.compile(copy.deepcopy(net), by=way)
+    for _ in range(2):
+        assert_alike(compiled, net, x, EXACT["float32"])
+
+
 @pytest.mark.parametrize("name", ["soft_reset_of_a_number", "constant_input_and_no_grad", "recurrent_weights"])
 def test_any_batch_size(name: str, reports: list[Any]) -> None:
     net = ByHand(PROGRAMS[name].loop)
