@@ -31,7 +31,7 @@ class Call(NamedTuple):
 
     def _dims(self, rows: Sequence[int]) -> list[int]:
         """The dimensions of a step, ``rows`` ``[]``, or of several, ``[T]``, as they lie in memory."""
-        return _dims(self.order or range(len(self.shape)), len(rows), self._by_sample(rows))
+        return _in_memory(self.order or range(len(self.shape)), len(rows), self._by_sample(rows))
 
     def flat(self, t: Tensor) -> Tensor:
         """``[N]`` of a step, or ``[T, N]`` of several: the neurons as they lie in memory.
@@ -108,7 +108,8 @@ def summed(gradient: Tensor, parameter: Tensor, call: Call) -> Tensor:
     return gradient.to(parameter.dtype).view(parameter.shape)
 
 
-def _dims(step: Sequence[int], lead: int, by_sample: bool) -> list[int]:
+def _in_memory(step: Sequence[int], lead: int, by_sample: bool) -> list[int]:
+    """The dimensions of a tensor as they lie in memory, by those of a step, with ``lead`` before them."""
     dims = [*range(lead), *(lead + d for d in step)]
     if by_sample:
         dims[:2] = 1, 0
@@ -118,7 +119,7 @@ def _dims(step: Sequence[int], lead: int, by_sample: bool) -> list[int]:
 def orders_of(x: Tensor | None, shape: torch.Size) -> tuple[list[int], list[int]]:
     """The dimensions of a step, and of all steps, as the results of a call lie in memory; ``x``: its first series."""
     step = range(len(shape)) if x is None else order_of_steps(x, shape) or range(len(shape))
-    return list(step), _dims(step, 1, x is not None and samples_of(x, shape) > 1)
+    return list(step), _in_memory(step, 1, x is not None and samples_of(x, shape) > 1)
 
 
 def order_of_steps(x: Tensor, shape: torch.Size) -> list[int] | None:
