@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import snnfast
 from benchmarks.collection.comparison import EXACT, TOLERANCES
+from benchmarks.collection.surrogates import SuperSpike
 
 pytestmark = [pytest.mark.usefixtures("nothing_compiled"), pytest.mark.needs_extension]
 
@@ -260,31 +261,17 @@ def test_in_a_checkpoint(name: str, reports: list[Any]) -> None:
     assert "one recurrence" in str(*reports)
 
 
-class Smooth(torch.autograd.Function):
-    """A surrogate whose derivative has a derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return (x > 0).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grad / (1 + 5 * x.abs()) ** 2
-
-
 def lif(x: Tensor) -> Tensor:
     mem, out = torch.zeros_like(x[0]), torch.zeros_like(x[0])
     for x_t in x:
         mem = 0.9 * mem + x_t
-        spk = Smooth.apply(mem - 1.0)
+        spk = SuperSpike.apply(mem - 1.0)
         mem = mem - spk
         out = out + spk * mem
     return out
 
 
-@pytest.mark.parametrize("loop", [lif, lambda x: Smooth.apply(x[0]) * x[1]], ids=["recurrence", "one call"])
+@pytest.mark.parametrize("loop", [lif, lambda x: SuperSpike.apply(x[0]) * x[1]], ids=["recurrence", "one call"])
 @pytest.mark.parametrize("by", ["recording", "tracing"])
 def test_second_derivatives_go_through_the_derivative_of_a_surrogate(loop: Any, by: Any) -> None:
     """As in meta-learning, or where the gradient of the input is a part of the loss."""
