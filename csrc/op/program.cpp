@@ -207,7 +207,7 @@ void run(const Problem& p, void (*kernel)(const Problem&, int64_t, int64_t, cons
   cpu::in_parallel(0, p.blocks(), least, [&](int64_t begin, int64_t end) {
     constexpr size_t kLine = 64;
     std::vector<char> memory(static_cast<size_t>(p.rows() * cpu::program::kRowBytes) + kLine);
-    std::vector<void*> registers(static_cast<size_t>(p.registers()));
+    std::vector<void*> registers(static_cast<size_t>(p.registers() + p.states + p.parameters));
     const auto address = reinterpret_cast<uintptr_t>(memory.data());
     kernel(p, begin, end, {memory.data() + (kLine - address % kLine) % kLine, registers.data()});
   });
@@ -717,14 +717,13 @@ class BackwardPart {
       others_.push_back(operands_.results.back());
       operands_.results.pop_back();
     }
-    blocks_ = p_.blocks();
     for (int j = 0; j < p_.parameters; ++j) {
       const bool none = p_.parameter_at[j] < 0, number = p_.parameter[j].data == nullptr;
-      const int64_t length = none ? 0 : number ? blocks_ : neurons;
+      const int64_t length = none ? 0 : number ? 1 : neurons;
       sums_.push_back(none ? nullptr : operands_.make_numbers(length));
       std::fill_n(sums_.back(), length, 0.0);
-      memory_.emplace_back(static_cast<size_t>(length));
-      of_step_.push_back(none ? nullptr : memory_.back().data());
+      running_.emplace_back(static_cast<size_t>(none ? 0 : row_));
+      of_steps_.push_back(running_.back().data());
       if (!none && number) numbers_.push_back(operands_.results.size() - 1);
     }
     where_ = in_place(p_.series_at, p_.series, p_.registers() - p_.temporaries, registers);
@@ -738,7 +737,7 @@ class BackwardPart {
     p_.grad_last = carry_.data();
     p_.grad_series = to_.data();
     p_.grad_initial = to_states_.data();
-    p_.grad_parameter = of_step_.data();
+    p_.running = of_steps_.data();
     p_.T = 1;
   }
 
@@ -776,10 +775,14 @@ class BackwardPart {
     p_.checkpoints = kept_ + t * p_.states * row_;
   }
 
-  void run_step() {
+  void run_step(int64_t t) {
     run(p_, kernels().backward[static_cast<int>(p_.dtype)]);
+    if (t % cpu::program::kCheckpoint != 0) return;
     for (size_t j = 0; j < sums_.size(); ++j) {
-      add<double>(of_step_[j], sums_[j], static_cast<int64_t>(memory_[j].size()));
+      if (sums_[j] == nullptr) continue;
+      const bool number = p_.parameter[j].data == nullptr;
+      row_ == 8 * neurons_ ? add_up<double>(running_[j], sums_[j], number)
+                           : add_up<float>(running_[j], sums_[j], number);
     }
   }
 
@@ -788,21 +791,30 @@ class BackwardPart {
   }
 
   std::vector<Tensor> finish() {
-    sum_numbers(like_, operands_.results, numbers_, blocks_);
+    sum_numbers(like_, operands_.results, numbers_, 1);
     return std::move(operands_.results);
   }
 
  private:
+  // Sums of a few steps are in the dtype of the call, as those of all steps in one kernel.
+  template <typename A>
+  void add_up(std::vector<char>& steps, double* to, bool number) const {
+    const A* const from = reinterpret_cast<const A*>(steps.data());
+    for (int64_t i = 0; i < neurons_; ++i) to[number ? 0 : i] += static_cast<double>(from[i]);
+    std::fill(steps.begin(), steps.end(), 0);
+  }
+
   Operands operands_;
   const Tensor& like_;
   Backward p_{};
-  int64_t neurons_, row_, blocks_;
+  int64_t neurons_, row_;
   const char* kept_;
   std::vector<Parameter> carry_;
   std::vector<char*> of_series_, carries_;
   std::vector<Tensor> others_;  // the gradients of the states of every other step
-  std::vector<double*> sums_, of_step_;
-  std::vector<std::vector<double>> memory_;
+  std::vector<double*> sums_;
+  std::vector<std::vector<char>> running_;  // sums of a few steps
+  std::vector<void*> of_steps_;
   std::vector<size_t> numbers_;
   std::vector<Series> given_;
   std::vector<std::vector<char>> through_;
@@ -866,7 +878,7 @@ std::vector<Tensor> program_between_backward(const Tensor& like, const std::vect
   for (int64_t t = steps - 1; t >= 0; --t) {
     for (const auto& part : parts) part->begin_step(t);
     for (size_t i = parts.size(); i-- > 0;) {
-      parts[i]->run_step();
+      parts[i]->run_step(t);
       for (size_t k = 0; k < weights.size(); ++k) {
         if (between.all()[k].to == i && between.all()[k].now) back(k);
       }

@@ -117,6 +117,22 @@ def test_derivatives(name: str) -> None:
     assert torch.autograd.gradgradcheck(f, tensors, fast_mode=True)
 
 
+@pytest.mark.parametrize("shape", [(4, 16), (3, 5)], ids=str)
+@pytest.mark.parametrize("decay", ["each", "one"])
+def test_gradients_of_parameters_over_many_steps(shape: tuple[int, ...], decay: str) -> None:
+    """Their sums of 16 steps at a time are in the dtype of the call, and those of all steps in float64."""
+    between = of("linear")
+    x, *others, each = given(shape, torch.float32)
+    x = torch.cat([x.detach()] * 9)[:40].requires_grad_()
+    last = each if decay == "each" else torch.tensor(0.7, requires_grad=True)
+    found = gradients_of([unroll(between, [x, *others, last], 40)[0]], [*others, last])
+    doubles = [t.detach().double().requires_grad_() for t in (x, *others, last)]
+    with snnfast.use_backend("reference"):
+        wanted = gradients_of([unroll(between, doubles, 40)[0]], doubles[1:])
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+
+
 def test_arguments_that_are_computed_from_one_another() -> None:
     """Where the gradients may be differentiated, none of them counts what comes by way of another argument."""
     between = of("linear")

@@ -151,14 +151,32 @@ struct Block {
     store_row(to, n, from);
   }
 
-  void load(A* to, const Parameter& from) const {
-    from.data == nullptr ? fill(to, from.number) : copy(to, static_cast<const A*>(from.data) + first);
+  // The block's part of [N] opmath: in place, or a copy. A row that is written goes back by `leave`.
+  A* state(const Parameter& from, A* copy) const {
+    if (from.data != nullptr) return state(from.data, copy);
+    fill(copy, from.number);
+    return copy;
   }
-  void copy(A* to, const A* from) const { std::memcpy(to, from, static_cast<size_t>(n) * sizeof(A)); }
+  A* state(const void* from, A* copy) const {
+    A* const row = static_cast<A*>(const_cast<void*>(from)) + first;
+    return whole ? row : take(copy, row);
+  }
+  void leave(void* to, const A* from) const {
+    A* const row = static_cast<A*>(to) + first;
+    if (row != from) take(row, from);
+  }
+  A* take(A* to, const A* from) const {
+    return static_cast<A*>(std::memcpy(to, from, static_cast<size_t>(n) * sizeof(A)));
+  }
 
  private:
   char *next_, *series_, *parameters_, *temporaries_ = nullptr;
 };
+
+template <typename A>
+void add_up(int n, const A* from, double* to) {
+  for (int i = 0; i < n; ++i) to[i] += from[i];
+}
 
 // Enters which numbers of a row are not 0 as the bit of step `t` of eight, in words as wide as the numbers.
 template <typename A>
@@ -194,18 +212,19 @@ void forward(const Forward& p, int64_t begin, int64_t end, const Workspace& work
     block.place_temporaries(block.behind_constants());  // none in a row of the block before, which may be longer
     const bool in_place = block.writes_in_place();
     for (int s = 0; s < p.states; ++s) {
-      registers[p.series + s] = block.at(states, 2 * s + 1);
-      block.load(registers[p.series + s], p.initial[s]);
+      registers[p.series + s] = block.state(p.initial[s], block.at(states, 2 * s + 1));
     }
     for (int64_t t = 0; t < p.T; ++t) {
       if (p.checkpoints != nullptr && t % kCheckpoint == 0) {
         for (int s = 0; s < p.states; ++s) {
-          A* const to = static_cast<A*>(p.checkpoints) + (t / kCheckpoint * p.states + s) * p.N + block.first;
-          block.copy(to, registers[p.series + s]);
+          block.leave(static_cast<A*>(p.checkpoints) + (t / kCheckpoint * p.states + s) * p.N, registers[p.series + s]);
         }
       }
       block.open_series(t, t + kAhead);
-      for (int s = 0; s < p.states; ++s) registers[p.state_at[s]] = block.at(states, 2 * s + t % 2);
+      for (int s = 0; s < p.states; ++s) {
+        const bool last = t == p.T - 1 && block.whole;
+        registers[p.state_at[s]] = last ? block.state(p.last[s], nullptr) : block.at(states, 2 * s + t % 2);
+      }
       for (int o = 0; o < p.outputs; ++o) {
         if (!in_place || !p.in_place[o]) continue;
         registers[p.output_at[o]] = block.result_row(p.output[o], t);
@@ -223,9 +242,7 @@ void forward(const Forward& p, int64_t begin, int64_t end, const Workspace& work
       }
       for (int s = 0; s < p.states; ++s) registers[p.series + s] = registers[p.state_at[s]];
     }
-    for (int s = 0; s < p.states; ++s) {
-      block.copy(static_cast<A*>(p.last[s]) + block.first, registers[p.series + s]);
-    }
+    for (int s = 0; s < p.states; ++s) block.leave(p.last[s], registers[p.series + s]);
   }
   if (p.stream) stream_fence();
 }
@@ -242,16 +259,19 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
   const int grads = block.behind_constants(), carries = grads + p.outputs, temporaries = carries + p.states;
   char* const grad_rows = block.rows(p.outputs);
   char* const carry_rows = block.rows(2 * p.states);
-  char* const tape_states = block.rows((kCheckpoint + 1) * p.states);
-  char* const tape_saved = block.rows(kCheckpoint * p.saved);
+  char* const tape_states = block.rows((p.taped() + 1) * p.states);
+  char* const tape_saved = block.rows(p.taped() * p.saved);
   char* const sums = block.rows(p.parameters);        // over the steps between two checkpoints
   char* const totals = block.rows(2 * p.parameters);  // double
   auto& linear = *reinterpret_cast<A(*)[kSteps<A>][kLinearStride<A>]>(block.rows(kLinearRows));
+  A** const kept = registers + p.registers();  // the states before the steps between two checkpoints
+  A** const running = kept + p.states;         // where sums are
   block.make_temporaries(temporaries);
   const auto total = [&](int j) { return reinterpret_cast<double*>(totals + 2 * j * kRowBytes); };
+  const auto adds_up = [&](int j) { return p.parameter_at[j] >= 0 && p.running == nullptr; };
   const auto point = [&](int64_t k) {  // registers of what the tape has of a step
     for (int s = 0; s < p.states; ++s) {
-      registers[p.series + s] = block.at(tape_states, k * p.states + s);
+      registers[p.series + s] = k == 0 ? kept[s] : block.at(tape_states, k * p.states + s);
       if (p.state_at[s] >= 0) registers[p.state_at[s]] = block.at(tape_states, (k + 1) * p.states + s);
     }
     for (int v = 0; v < p.saved; ++v) registers[p.saved_at[v]] = block.at(tape_saved, k * p.saved + v);
@@ -261,11 +281,11 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
     block.open(b);
     const bool in_place = block.writes_in_place();
     for (int s = 0; s < p.states; ++s) {
-      registers[carries + s] = block.at(carry_rows, 2 * s + p.T % 2);  // the other one than the last step writes
-      block.load(registers[carries + s], p.grad_last[s]);
+      A* const copy = block.at(carry_rows, 2 * s + p.T % 2);  // the other one than the last step writes
+      registers[carries + s] = block.state(p.grad_last[s], copy);
     }
     for (int j = 0; j < p.parameters; ++j) {
-      for (int i = 0; i < block.padded && p.parameter_at[j] >= 0; ++i) total(j)[i] = 0;
+      for (int i = 0; i < block.padded && adds_up(j); ++i) total(j)[i] = 0;
     }
     for (int64_t start = p.T == 0 ? -1 : last; start >= 0; start -= kCheckpoint) {
       const int64_t steps = p.T - start < kCheckpoint ? p.T - start : kCheckpoint;
@@ -273,7 +293,7 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
       block.place_temporaries(temporaries);  // none in a row of a result, or where a carry is
       for (int s = 0; s < p.states; ++s) {
         const int64_t row = start / kCheckpoint * p.states + s;
-        block.copy(block.at(tape_states, s), static_cast<const A*>(p.checkpoints) + row * p.N + block.first);
+        kept[s] = block.state(static_cast<const A*>(p.checkpoints) + row * p.N, block.at(tape_states, s));
       }
       for (int64_t k = 0; k < steps; ++k) {
         block.open_series(start + k, k + kAhead < steps ? start + k + kAhead : -1);
@@ -281,7 +301,13 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
         run<A>(p.again, registers, block.padded);
       }
       for (int j = 0; j < p.parameters; ++j) {
-        for (int i = 0; i < block.padded && p.parameter_at[j] >= 0; ++i) block.at(sums, j)[i] = 0;
+        if (p.parameter_at[j] < 0) continue;
+        running[j] = block.at(sums, j);
+        if (p.running == nullptr) {
+          fill(running[j], 0);
+        } else {
+          running[j] = block.state(p.running[j], running[j]);
+        }
       }
       for (int64_t k = steps - 1; k >= 0; --k) {
         const int64_t t = start + k, before = t >= kAhead ? t - kAhead : 2 * p.T + t - kAhead;
@@ -300,7 +326,11 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
           registers[grads + o] = block.row(p.grad_output[o], t, block.at(grad_rows, o));
           block.prefetch(p.grad_output[o].data, p.grad_output[o].stride, before);
         }
-        for (int s = 0; s < p.states; ++s) registers[p.carry_at[s]] = block.at(carry_rows, 2 * s + t % 2);
+        for (int s = 0; s < p.states; ++s) {
+          const bool last = t == 0 && block.whole;
+          registers[p.carry_at[s]] =
+              last ? block.state(p.grad_initial[s], nullptr) : block.at(carry_rows, 2 * s + t % 2);
+        }
         for (int x = 0; x < p.series; ++x) {
           if (!in_place || !p.in_place[x]) continue;
           registers[p.series_at[x]] = block.result_row(p.grad_series[x], t);
@@ -313,21 +343,22 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
         }
         for (int j = 0; j < p.parameters; ++j) {
           if (p.parameter_at[j] < 0) continue;
-          A* const sum = block.at(sums, j);
-          binary<Add, A>(block.padded, sum, sum, registers[p.parameter_at[j]], sum, sum);
+          binary<Add, A>(block.padded, running[j], running[j], registers[p.parameter_at[j]], running[j], running[j]);
         }
         for (int s = 0; s < p.states; ++s) registers[carries + s] = registers[p.carry_at[s]];
       }
       for (int j = 0; j < p.parameters; ++j) {
-        const A* const sum = block.at(sums, j);
-        for (int i = 0; i < block.n && p.parameter_at[j] >= 0; ++i) total(j)[i] += sum[i];
+        if (p.parameter_at[j] < 0) continue;
+        if (p.running != nullptr) {
+          block.leave(p.running[j], running[j]);
+        } else {
+          add_up(block.n, running[j], total(j));
+        }
       }
     }
-    for (int s = 0; s < p.states; ++s) {
-      block.copy(static_cast<A*>(p.grad_initial[s]) + block.first, registers[carries + s]);
-    }
+    for (int s = 0; s < p.states; ++s) block.leave(p.grad_initial[s], registers[carries + s]);
     for (int j = 0; j < p.parameters; ++j) {
-      if (p.parameter_at[j] < 0) continue;
+      if (!adds_up(j)) continue;
       if (p.parameter[j].data != nullptr) {
         std::memcpy(p.grad_parameter[j] + block.first, total(j), static_cast<size_t>(block.n) * sizeof(double));
         continue;

@@ -90,18 +90,20 @@ struct Backward : Program {
   void* const* grad_series;       // [series]: [samples, T, side], or nullptr
   void* const* grad_initial;      // [states]: [N] opmath
   double* const* grad_parameter;  // [parameters]: [N], or [blocks] where the parameter is a number; or nullptr
+  void* const* running;           // [parameters]: [N] opmath, in place of grad_parameter, which the call adds to
 
   int instructions() const { return again.count + derivative.count; }
   int registers() const { return series + 2 * states + parameters + constants + outputs + temporaries; }
+  int64_t taped() const { return T < kCheckpoint ? T : kCheckpoint; }  // steps that are computed again at a time
   int64_t rows() const {
-    const int64_t tape = kCheckpoint * saved + (kCheckpoint + 1) * states;
+    const int64_t tape = taped() * saved + (taped() + 1) * states;
     return series + 2 * states + parameters * 4 + constants + outputs + temporaries + tape + kLinearRows;
   }
 };
 
 struct Workspace {
   void* rows;        // as many as the program asks for, of kRowBytes, zeros; aligned to a cache line
-  void** registers;  // likewise
+  void** registers;  // likewise, and behind them one for each state and parameter
 };
 
 constexpr int64_t block_size(DType dtype) { return kBlockBytes / opmath_size(dtype); }
