@@ -84,6 +84,8 @@ class Unroll(torch.autograd.Function):
         if weight is not None:
             bits, shape = found[0], (x.shape[1:] if request.time == SEQUENCE else x.shape)[-dims:]
             found = [product(bits, weight, bias, tensors[-1], shape, request.steps), *found[1:]]
+        *tensors, threshold, graded = tensors  # type: ignore[assignment]
+        tensors = *tensors, unmoved(threshold), graded
         if given and not needs_others:
             ctx.save_for_backward(source, rows, *tensors)
         else:
@@ -199,6 +201,11 @@ def by_input(
         if needs[i]:
             gradients[i] = sum_to(gradients[i], tensors[i - 1])  # type: ignore[arg-type]
     return gradients
+
+
+def unmoved(threshold: Tensor) -> Tensor:
+    """What to save of a threshold. snnTorch's loop does not save it, so that it may move before the backward pass."""
+    return threshold if threshold.requires_grad else threshold.clone()
 
 
 def refused(gradients: Sequence[Tensor | None], *sources: Tensor | None) -> list[Tensor | None]:

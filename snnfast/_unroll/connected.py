@@ -18,7 +18,7 @@ from snnfast._core import linear as _linear
 from snnfast._core.modules import is_only_called
 from snnfast._core.ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, opmath_dtype
 from snnfast._core.pytorch import is_transformed, not_compiled_alone
-from snnfast._unroll.autograd import CLAMP, of_states, refused, sum_to
+from snnfast._unroll.autograd import CLAMP, of_states, refused, sum_to, unmoved
 from snnfast._unroll.call import ONE_STEP, Connections, Convolution, UnrollCall, needs_graph, step_shape
 from snnfast._unroll.checks import check_weight, out_of_inference
 from snnfast._unroll.ragged import RaggedMask
@@ -179,7 +179,9 @@ class UnrollConnected(torch.autograd.Function):
         x = x.contiguous()
         found, kept = _forward(how, x, tensors, keeps=True)
         ctx.how, ctx.tensors = how, len(tensors)
-        ctx.save_for_backward(x, *tensors, *kept)  # recorded as they are, states are not kept a second time
+        *tensors, threshold, graded, weight, bias = tensors  # type: ignore[assignment]
+        # Recorded as they are, states are not kept a second time.
+        ctx.save_for_backward(x, *tensors, unmoved(threshold), graded, weight, bias, *kept)
         ctx.set_materialize_grads(False)
         return found
 

@@ -25,6 +25,7 @@ from snnfast._core.ops import NORM_RESETS, RESET_DELAY_AT, RESET_MECHANISMS, SEQ
 from snnfast._core.order import LEAST_CHANNELS, dense_steps
 from snnfast._core.pytorch import becomes_node, is_transformed, not_compiled_alone
 from snnfast._unroll import reference as steps
+from snnfast._unroll.autograd import unmoved
 from snnfast._unroll.call import Norm, Options, Pool, UnrollCall, make_request
 from snnfast.surrogate import DISABLED
 
@@ -169,7 +170,8 @@ class _Normed(torch.autograd.Function):
     def forward(ctx: Any, how: _How, x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
         _, _, state, first, numbers, *others = tensors
         found, rows, places = _forward(how, x, numbers, state, [first, *others], save=True)
-        ctx.save_for_backward(x, *tensors[:5], rows, places, *others)
+        *others, threshold, graded = others
+        ctx.save_for_backward(x, *tensors[:5], rows, places, *others, unmoved(threshold), graded)
         ctx.how = how
         ctx.set_materialize_grads(False)
         return found  # type: ignore[no-any-return]

@@ -484,3 +484,13 @@ def test_a_compiled_network_in_step_mode_m_is_freed_at_once() -> None:
         assert not any(part() for part in parts)
     finally:
         gc.enable()
+
+
+def test_a_threshold_moved_before_the_backward_pass() -> None:
+    x, neurons = images(4, SHAPES["vectors"]).requires_grad_(), leaky()
+    net, found = net_of(norm_of(x), neurons), []
+    for moved in (0.0, 0.5):
+        spk = net(x)
+        neurons.threshold.add_(moved)
+        found.append(torch.autograd.grad((spk * x.detach()).sum(), [x])[0])
+    assert_bits_equal(*found)

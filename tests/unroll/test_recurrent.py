@@ -210,6 +210,16 @@ def test_a_result_changed_in_place() -> None:
         loss.backward()
 
 
+def test_a_threshold_moved_before_the_backward_pass() -> None:
+    layer, x = connected(snnfast, "RLeaky", "linear"), current_of("linear").requires_grad_()
+    found = []
+    for moved in (0.0, 0.5):
+        spk, mem = layer.unroll(x)
+        layer.threshold.add_(moved)
+        found.append(torch.autograd.grad(spk.sum() + mem.square().sum(), [x])[0])
+    assert_bits_equal(*found)
+
+
 def test_the_functions_take_weights() -> None:
     for kind in ("linear", "conv"):
         layer, x = connected(snnfast, "RLeaky", kind), current_of(kind)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_checks import Operators, bytes_of, check_against_reference, gradients, saved_by
+from gradient_checks import Operators, bytes_of, check_against_reference, gradients, loss_of, saved_by
 from helpers import (
     FLOATS,
     FROM_SPIKES,
@@ -89,17 +89,33 @@ def test_without_a_gradient_asked_for_nothing_is_held(neuron: str, device: torch
             assert bytes_held(case, leaves(inputs(case, device))) == 0
 
 
+@emulated_if_thorough
+@neurons
+def test_a_threshold_may_move_before_the_backward_pass(neuron: str, device: torch.device) -> None:
+    """By a homeostatic rule, say: no gradient of the loop needs it."""
+    for variant in ("unroll", "count", "callable", "step"):
+        case = Case(neuron, variant)
+        tensors = inputs(case, device)
+        learned = tensors["current"].requires_grad_()  # type: ignore[union-attr]
+        found = []
+        for moved in (0.0, 0.5):
+            outputs = fused(tensors, case)
+            tensors["threshold"].add_(moved)  # type: ignore[union-attr]
+            found.append(torch.autograd.grad(loss_of(outputs, case), [learned])[0])
+        assert_bits_equal(*found)
+
+
 @pytest.mark.needs_extension
 @telling
 @pytest.mark.parametrize("steps", [25, 100], ids=lambda n: f"T{n}")
 def test_bits_hold_less_than_the_current(steps: int, neuron: str) -> None:
-    """Of all that is held on the CPU, in bytes for each neuron and step; the parameters are the layer's own."""
+    """Of all that is held on the CPU, in bytes for each neuron and step; beside a copy of the threshold."""
     device = torch.device("cpu")
 
     def held(variant: str, **options: Any) -> float:
         case = replace(Case(neuron, variant, steps, (4, 100), record_mem=False, states=False), **options)
         tensors = leaves(inputs(case, device), ("current",))
-        return bytes_held(case, tensors, case.kind.ops.parameters) / (steps * 400)
+        return (bytes_held(case, tensors, case.kind.ops.parameters) - 4) / (steps * 400)
 
     for reset, constant in itertools.product(RESETS, ("", "+constant")):
         exact = held("unroll" + constant, reset=reset)
