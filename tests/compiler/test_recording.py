@@ -981,6 +981,41 @@ def test_nested_and_beside_torch_compile() -> None:
     torch.testing.assert_close(torch.compile(both, backend="eager")(currents()), inner(currents())[0] + expected)
 
 
+@pytest.mark.parametrize("fullgraph", [False, True], ids=["parts", "fullgraph"])
+@pytest.mark.parametrize("of", ["function", "module", "method"])
+def test_a_part_that_is_given_to_torch_compile_is_recorded(
+    of: str, fullgraph: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    seen, fc = [], nn.Sequential(nn.Linear(12, 4), nn.Tanh())
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.append(graph)
+        return graph.forward
+
+    part: Any = (lambda x: fc(x)) if of == "function" else fc
+    if of == "method":
+        part.compile(backend=backend, fullgraph=fullgraph)
+    else:
+        part = torch.compile(part, backend=backend, fullgraph=fullgraph)
+
+    def loop(x: Tensor) -> tuple[Tensor, Tensor]:
+        mem, rec = x.new_zeros(x.shape[1], 4), []
+        for x_t in x:
+            mem = 0.9 * mem + part(x_t)
+            spk = torch.sigmoid(4 * (mem - 0.5))
+            mem = mem - spk
+            rec.append(spk)
+        return torch.stack(rec), mem
+
+    recorded = ByRecording(loop)
+    expected = recorded(currents())
+    assert not seen
+    assert not isinstance(recorded.plans[0], str)  # which would say why there is none
+    torch.testing.assert_close(expected, loop(currents()))
+    assert len(seen) == 1  # in the loop it is compiled as before
+    assert not recwarn.list
+
+
 def charged(mem: Tensor, x: Tensor) -> Tensor:
     return mem + (x - mem) / 2.0
 

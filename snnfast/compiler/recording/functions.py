@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import eval_frame
 from torch._functorch import eager_transforms, vmap
 from torch._higher_order_ops import cond, while_loop
 from torch.autograd.function import Function, FunctionMeta
@@ -73,18 +74,34 @@ def _look_up(cls: Any, name: str) -> Any:
     return found
 
 
+class _Stance(eval_frame.DynamoStance):
+    """PyTorch's stance, but what the user gave to ``torch.compile`` runs as it is where it is recorded.
+
+    ``torch.compile`` would trace the recorder.
+    """
+
+    def __init__(self, usual: Any) -> None:
+        self.usual = usual
+
+    stance: Any = property(lambda self: self.usual.stance if current_recorder() is None else "force_eager")
+    skip_guard_eval_unsafe: Any = property(lambda self: self.usual.skip_guard_eval_unsafe)
+    backend: Any = property(lambda self: self.usual.backend)
+
+
 class _Hook:
-    """The hooks, while any recorder is inside: in the metaclass of functions, and where transforms begin."""
+    """The hooks, while any recorder is inside: in the metaclass of functions, where transforms and graphs begin."""
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
         self._begins: list[tuple[Any, str, Any]] = []
+        self._stance: _Stance | None = None
 
     def __enter__(self) -> None:
         with self._lock:
             self._inside += 1
             if self._inside == 1:
                 FunctionMeta.__getattribute__ = _look_up  # type: ignore[method-assign]
+                self._stance = eval_frame._stance = _Stance(eval_frame._stance)
                 for module, name, as_it_stands in _RUN_FIRST:
                     function = getattr(module, name)
                     self._begins.append((module, name, function))
@@ -95,6 +112,8 @@ class _Hook:
             self._inside -= 1
             if self._inside == 0:
                 del FunctionMeta.__getattribute__
+                if self._stance is eval_frame._stance:  # else the program has set another one
+                    eval_frame._stance = self._stance.usual
                 for module, name, begin in self._begins:
                     setattr(module, name, begin)
                 self._begins.clear()
