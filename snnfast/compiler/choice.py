@@ -47,7 +47,7 @@ class _Cost:
     """The cost of calls with arguments of the same shapes.
 
     Attributes:
-        steps: The numbers of steps of their loops; ``()`` once they have differed.
+        steps: The numbers of steps of their loops, or of calls without a loop; ``()`` once they have differed.
     """
 
     __slots__ = ("calls", "recording", "seconds", "steps")
@@ -60,7 +60,7 @@ class _Cost:
         self.calls += 1
         self.seconds += seconds
         self.recording += recorder.seconds
-        steps = tuple(recorder.steps)
+        steps = tuple(recorder.steps) or (recorder.calls,)
         self.steps = steps if self.steps in (None, steps) else ()
 
     @property

@@ -137,10 +137,31 @@ def test_calls_that_are_dear_to_record_are_traced_when_they_have_come_often(monk
     assert traced() == 1
 
 
-def test_loops_that_differ_although_the_inputs_are_alike_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+def by_hand_without_a_loop(x: Tensor) -> Tensor:
+    """Its steps are not alike: the numbers of ``clamp`` may not differ."""
+    mem, rec = torch.zeros_like(x[0]), []
+    for t, step in enumerate(x):
+        mem = torch.tanh(0.9 * mem + step)
+        rec.append(mem.clamp(max=1.0 + t))
+    return torch.stack(rec)
+
+
+def test_calls_in_which_no_loop_is_found_are_traced_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{CHOICE}._OFTEN", 3)
     monkeypatch.setattr(f"{CHOICE}._DEAR", 0.0)
-    compiled = snnfast.compile(lambda steps: by_hand(torch.stack(steps)))
+    compiled = snnfast.compile(by_hand_without_a_loop)
+    for frames in (0, 0, 0, 0, 1, 1):
+        call(compiled, currents(9))
+        assert traced() == frames
+
+
+@pytest.mark.parametrize("loop", [by_hand, by_hand_without_a_loop])
+def test_loops_that_differ_although_the_inputs_are_alike_are_not_traced(
+    loop: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{CHOICE}._OFTEN", 3)
+    monkeypatch.setattr(f"{CHOICE}._DEAR", 0.0)
+    compiled = snnfast.compile(lambda steps: loop(torch.stack(steps)))
     for T in (9, 10, 11, 12, 13, 13, 13, 13):
         call(compiled, list(currents(T)))  # type: ignore[arg-type]
     assert traced() == 0
