@@ -177,6 +177,19 @@ def test_a_number_that_is_equal_to_that_of_the_steps_is_not_one_of_steps() -> No
         same(net, recorded, currents(T))
 
 
+def test_a_graph_for_these_steps_alone_is_explained_in_words() -> None:
+    fc = nn.Linear(9, 9)
+
+    def loop(x: Tensor) -> Tensor:
+        mem = torch.zeros_like(x[0])
+        for x_t in x:
+            mem = torch.tanh(0.9 * mem + fc(x_t))
+        return mem
+
+    reason = "for these steps alone: with another number of steps it would fail: a and b must have same reduction dim"
+    assert reason in str(snnfast.explain(loop, currents(9, 3, 9)))
+
+
 def test_a_step_is_recorded_with_the_settings_of_its_call() -> None:
     net, kinds = Net(), Kinds()
     for choice in (False, True, False):
@@ -801,6 +814,21 @@ def test_a_record_that_came_before_has_its_form(monkeypatch: pytest.MonkeyPatch)
     for T in (9, 9, 11, 9, 11, 9):
         same(by_hand, recorded, currents(T))
     assert sorted(made) == [min(made)] * 2 + [max(made)] * 2  # a record that came once is not kept
+
+
+def test_training_and_evaluation_in_turn_have_their_forms_and_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    init = Form.__init__
+    monkeypatch.setattr(
+        Form, "__init__", lambda self, *given: (made.append(len(given[0].kinds)), init(self, *given))[1]
+    )
+    recorded = ByRecording(by_hand)
+    for batch in (3, 1, 3, 1, 3, 1, 3, 1):
+        with torch.set_grad_enabled(batch > 1):
+            same(by_hand, recorded, currents(B=batch).requires_grad_())
+    assert len(made) == 4
+    assert len(set(made)) == 1
+    assert len(recorded.plans) == 2
 
 
 @pytest.mark.parametrize("zeros", [(0.0, -0.0), (-0.0, 0.0)])

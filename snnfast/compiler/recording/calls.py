@@ -79,7 +79,7 @@ class _Known:
     Attributes:
         plans: By the keys of forms. Where a form has none, the reason.
         families: By the structures of forms.
-        forms: The last form of each number of calls; ``None`` where one has come only once.
+        forms: The last form of calls of these kinds; ``None`` where one has come only once.
     """
 
     def __init__(self) -> None:
@@ -93,13 +93,13 @@ class _Known:
 
         A form keeps the record, so that of a number of steps that does not come again is not kept.
         """
-        number = len(recorder.kinds)
-        form = self.forms.get(number)
+        key = hash(tuple(recorder.kinds))
+        form = self.forms.get(key)
         if form is None or not form.is_of(recorder, alive):
             form = Form(recorder, alive)
-            if number not in self.forms and len(self.forms) >= _MOST_FORMS:
+            if key not in self.forms and len(self.forms) >= _MOST_FORMS:
                 self.forms.clear()
-            self.forms[number] = form if number in self.forms else None
+            self.forms[key] = form if key in self.forms else None
         return form
 
 
@@ -114,7 +114,7 @@ class Recorded:
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         self._function, self._name = function, name
         self._known: dict[Any, _Known] = {}
-        self._learns = True  # the next call writes its lines down
+        self._learns = {True: True, False: True}  # the next call, with gradients or without, writes its lines down
         self._explained: Explanation | None = None
 
     @property
@@ -125,7 +125,7 @@ class Recorded:
 
     def explain(self, *args: Any, **kwargs: Any) -> tuple[Explanation, Recorder]:
         """Make one call. Returns what was recorded and what becomes of it."""
-        self._explained, self._learns = Explanation([]), True
+        self._explained = Explanation([])
         try:
             with stages.kept():
                 _, recorder = self(*args, **kwargs)
@@ -139,7 +139,9 @@ class Recorded:
         """Call the function. Returns its result, and what recorded it."""
         surroundings = modes(), torch.get_default_dtype(), torch.get_default_device()
         known = self._known.setdefault(surroundings, _Known())
-        learns, self._learns = self._learns or verify.is_wanted(), False
+        grad = torch.is_grad_enabled()
+        learns = self._learns[grad] or self._explained is not None or verify.is_wanted()
+        self._learns[grad] = False
         recorder = Recorder(known.kinds, lambda recorder, alive: self._run(known, recorder, alive), learns)
         with hook:
             try:
@@ -150,7 +152,7 @@ class Recorded:
                 raise
             recorder.is_over = True
             recorder.flush(as_it_stands=False)
-        recorder.asks_again = self._learns
+        self._learns[grad] = recorder.asks_again
         return result, recorder
 
     # ---- plans
@@ -204,7 +206,7 @@ class Recorded:
             family.seen.add(key)
             return _NoPlan(f"another call like it needs a graph of its own: {family.limits}", is_refused=varies)
         if not recorder.learns:
-            self._learns = True
+            recorder.asks_again = True
             return _NoPlan("not seen before: the next call asks for its lines")
         if family is None:
             family = known.families[told.structure] = _Family(form)
