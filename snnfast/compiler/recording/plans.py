@@ -86,11 +86,12 @@ def _for_any_steps(form: Form, kinds: Kinds, lines: Sequence[Lines], grow: bool)
     try:
         with quiet():
             first, second = (_graph_at(form, kinds, lines, at, grow) for at in (steps, more))
-    except RefusedError:
+    except (RefusedError, UnknownFormError):
         raise
     except Exception as error:
         # A number that is equal to that of the steps is not one of steps, or the loop is not one of so few.
-        raise UnknownFormError(str(error).strip().partition("\n")[0]) from None
+        problem = str(error).strip().partition("\n")[0]
+        raise UnknownFormError(f"with another number of steps it would fail: {problem}") from None
     if len(first.numbers) != len(second.numbers) or not first.graph.is_like(second.graph):
         raise UnknownFormError("another number of steps has another graph")
     known = {size.at(steps): size for size in reversed(form.sizes)}
