@@ -130,7 +130,7 @@ class _Search:
         self.rolled.loose.update(step for steps in loose.values() for step in steps)
         for node in self.facts.nodes:  # and from what is read part by part: a record, such as in a loss over time
             parts = sorted((u for u in node.users if index_of(u) is not None), key=self.facts.order.__getitem__)
-            if len(parts) > 1:
+            if len(parts) > len(set(map(site_of, parts))):  # else each has a place of its own, and no loop reads them
                 self._wanted.append(_in_rows(parts))
         self._wanted.extendleft(loose.values())
         self._wanted.extendleft(self._of_places())

@@ -91,7 +91,7 @@ def _check(statements: Sequence[Statement], alike: bool) -> None:
         raise UnmergedError("it runs under autocast or inference mode")
     dtypes = {t.dtype for t in tensors} - {torch.bool}
     if len(dtypes) != 1 or not dtypes < {torch.float32, torch.float64}:
-        found = ", ".join(sorted(map(_short, dtypes)))
+        found = ", ".join(sorted(map(_short, dtypes or {torch.bool})))
         raise UnmergedError(f"a program has one dtype, float32 or float64, and a step computes in {found}")
 
 

@@ -230,6 +230,29 @@ def input_of_the_step_before(net: Any, x: Tensor) -> Any:
     return torch.stack(out), mem
 
 
+@by_hand("7 steps of 10 calls: one recurrence")
+def states_in_one_tensor(net: Any, x: Tensor) -> Any:
+    """As networks of LSNNs keep theirs."""
+    states, out = torch.zeros(3, *x.shape[1:], dtype=x.dtype), []
+    for t in range(x.shape[0]):
+        mem, adaptation, spk = states
+        mem = (0.9 * mem + x[t]) * (1 - spk)
+        adaptation = 0.8 * adaptation + spk
+        spk = Plain.apply(mem - 1 - adaptation)
+        states = torch.stack((mem, adaptation, spk))
+        out.append(spk)
+    return torch.stack(out), states
+
+
+@by_hand(f"{NO}: a program has one dtype, float32 or float64, and a step computes in bool")
+def neurons_that_rest_after_a_spike(net: Any, x: Tensor) -> Any:
+    spiked, out = x[0] > 2, []
+    for t in range(x.shape[0]):
+        spiked = ~spiked & (x[t] > 1)
+        out.append(net.gain * spiked)
+    return torch.stack(out)
+
+
 @a_step("6 steps of 6 calls: one recurrence", start=(0,))
 def first_step_without_a_gradient(net: Any, x: Tensor, t: int, mem: Any) -> Any:
     with torch.set_grad_enabled(t > 0):

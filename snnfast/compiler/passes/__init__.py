@@ -17,9 +17,12 @@ from snnfast.compiler.passes import (
     idempotent,
     outputs,
     repeats,
+    unstack,
 )
 
-PASSES = (functionalize, idempotent, bodies, repeats, cse, counts, asserts, connections, concat, gates, dead, outputs)
+PASSES = (
+    functionalize, unstack, idempotent, bodies, repeats, cse, counts, asserts, connections, concat, gates, dead, outputs
+)  # fmt: skip
 """In this order: calls are compared once nothing is changed in place, and removed when nothing needs them."""
 
 

@@ -1,0 +1,150 @@
+"""States that a step keeps in one tensor are apart."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from compiler.forms import after, steps, tensor
+from torch import Tensor
+
+import snnfast
+
+
+def test_what_is_read_of_a_stack_is_what_was_stacked() -> None:
+    def loop(xs: list[Tensor], state: Tensor) -> Tensor:
+        for x in xs:
+            v, z = state.unbind(0)
+            v = torch.tanh(v + x - z)
+            state = torch.stack((v, v.exp()))
+        return state[0] * 2
+
+    after("unstack", loop, steps(2), tensor(2, 2)).expect("""\
+unbind = unbind(x)
+getitem = unbind[0]
+getitem_1 = unbind[1]
+add = add(getitem, x_1)
+sub = sub(add, getitem_1)
+tanh = tanh(sub)
+exp = exp(tanh)
+add_1 = add(tanh, x_2)
+sub_1 = sub(add_1, exp)
+tanh_1 = tanh(sub_1)
+exp_1 = exp(tanh_1)
+mul = mul(tanh_1, 2)
+return [mul]""")
+
+
+def test_rows_of_a_record_are_read_from_it() -> None:
+    def loop(xs: list[Tensor]) -> Tensor:
+        rec = torch.stack([x.exp() for x in xs])
+        return rec[0] + rec[1]
+
+    assert "stack" in after("unstack", loop, steps(2))
+
+
+def unbound(x: Tensor, state: Tensor) -> tuple[Any, ...]:
+    """As an LSNN keeps its states."""
+    rec = []
+    for x_t in x:
+        v, a, z = state.unbind(0)
+        a = 0.9 * a + z
+        v = 0.8 * v * (1 - z) + x_t
+        z = torch.sigmoid(4 * (v - 1 - a))
+        state = torch.stack((v, a, z))
+        rec.append(z)
+    return torch.stack(rec), state
+
+
+def indexed(x: Tensor, state: Tensor) -> tuple[Any, ...]:
+    state = state.movedim(0, -1)
+    for x_t in x:
+        v = torch.tanh(0.8 * state[..., 0] + x_t - state[..., -1])
+        state = torch.stack((v, state[..., 1] + v, torch.sigmoid(v)), -1)
+    return (state[..., 0] + state[..., 1] * state[..., 2],)
+
+
+def without_gradient(x: Tensor, state: Tensor) -> tuple[Any, ...]:
+    """What is stacked without gradients has none."""
+    for x_t in x:
+        v = torch.tanh(0.8 * state[0] + x_t)
+        with torch.no_grad():
+            state = torch.stack((v, torch.sigmoid(v), torch.exp(-v)))
+        v = v + state[1] * x_t
+    return v, state[0].requires_grad
+
+
+def read_without_gradient(x: Tensor, state: Tensor) -> tuple[Any, ...]:
+    """What is read without gradients has none."""
+    for x_t in x:
+        with torch.no_grad():
+            last, *_ = state.unbind(0)
+        v = torch.tanh(0.8 * last * x_t + x_t)
+        state = torch.stack((v, torch.sigmoid(v), torch.exp(-v)))
+    return v, last.requires_grad
+
+
+def hooked(x: Tensor, state: Tensor) -> tuple[Any, ...]:
+    """A hook sees the gradient of the stack, or of what is read."""
+    out: Any = 0
+    for t, x_t in enumerate(x):
+        last = state[0]
+        if t:
+            state.register_hook(lambda grad: 0.5 * grad)
+            last.register_hook(lambda grad: grad.clamp(-0.1, 0.1))
+        v = torch.tanh(0.8 * last * x_t + x_t - state[1])
+        out = out + v
+        state = torch.stack((v, torch.sigmoid(v), torch.exp(-v)))
+    return out, v
+
+
+def shared(x: Tensor, state: Tensor) -> tuple[Any, ...]:
+    """A result is a view of another one."""
+    for x_t in x:
+        v = torch.tanh(0.8 * state[0] + x_t)
+        state = torch.stack((v, torch.sigmoid(v), torch.exp(-v)))
+    return state, state[0], v
+
+
+def written(x: Tensor, state: Tensor) -> tuple[Any, ...]:
+    for x_t in x:
+        v = torch.tanh(0.8 * state[0] + x_t)
+        state = torch.stack((v, torch.sigmoid(v), torch.exp(-v)))
+        state[0] *= 0.5
+    return state[0] + v, state
+
+
+def share(results: tuple[Any, ...]) -> list[bool]:
+    """Which results have the memory of the first one."""
+    memory = [t.untyped_storage().data_ptr() for t in results if isinstance(t, Tensor)]
+    return [m == memory[0] for m in memory]
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("by", ["recording", "tracing"])
+@pytest.mark.parametrize("loop", [unbound, indexed, without_gradient, read_without_gradient, hooked, shared, written])
+def test_a_loop_with_states_in_one_tensor_has_its_numbers(loop: Callable[..., Any], by: str) -> None:
+    compiled = snnfast.compile(loop, by=by)  # type: ignore[call-overload]
+    for T, grad in itertools.product((7, 7, 9), (True, False)):
+        generator = torch.Generator().manual_seed(T)
+        x, state = (torch.rand(n, 2, 4, generator=generator).requires_grad_() for n in (T, 3))
+        if loop is hooked and not grad:
+            continue
+        with torch.set_grad_enabled(grad):
+            found, expected = compiled(x, state), loop(x, state)
+        torch.testing.assert_close(found, expected)
+        assert share(found) == share(expected)
+        if grad:
+            first = [torch.autograd.grad(results[0].square().sum(), x)[0] for results in (found, expected)]
+            torch.testing.assert_close(*first)
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("loop", [unbound, indexed])
+def test_states_in_one_tensor_are_one_recurrence(loop: Callable[..., Any]) -> None:
+    said = snnfast.explain(loop, torch.rand(9, 2, 4), torch.rand(3, 2, 4))
+    (report,) = said.graphs
+    assert not report.repeated
+    assert any("one recurrence" in line for line in report.merged)
+    assert "its graph is for any number of steps" in said.notes
