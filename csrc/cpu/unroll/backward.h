@@ -27,7 +27,8 @@ struct BackwardBlock {
   Backward<Neuron> p;
   const Normalised* norm;
   AdjointRows<Neuron, A> rows;
-  bool recorded, sums_parameters, streams, stream;
+  Ahead<Neuron, A> currents_ahead, ahead;
+  bool recorded, sums_parameters, exceeds_caches, stream, looks_ahead;
   int64_t rows_after;  // the rows of the padding behind the steps
   Either<ForwardLoop<Neuron, A>> advance_loops;
   Either<AdjointLoop<Neuron, A>> adjoint_loops;
@@ -48,10 +49,10 @@ struct BackwardBlock {
   alignas(64) A grad_spk_scratch[kSteps<A>][kMost<A> + kColumn<A>], grad_scratch[kStates][kSteps<A>][kMost<A>];
   alignas(64) A grad_x_scratch[kSteps<A>][kMost<A>];
 
-  void open(const Backward<Neuron>& problem, const Normalised* before, bool non_temporal) {
+  void open(const Backward<Neuron>& problem, const Normalised* before, bool exceeds) {
     p = problem;
     norm = before;
-    streams = non_temporal;
+    exceeds_caches = exceeds;
     recorded = p.recorded();
     sums_parameters = std::is_same_v<A, double> || p.sums_parameters();  // what the loops do, see choose.h
     advance_loops = choose_advance<Neuron, A>(p.rule);
@@ -68,7 +69,9 @@ struct BackwardBlock {
   void run(const Span& span) {
     first = span.first;
     n = span.n;
-    stream = streams && is_aligned<S>(first);
+    stream = exceeds_caches && kWholeLines && is_aligned<S>(first);
+    looks_ahead = std::is_same_v<S, A> && (norm != nullptr || (exceeds_caches && in_place<S, A>(n)));
+    rows.ahead = looks_ahead ? &ahead : nullptr;
     open_lanes(first, n, p, span.next, lanes);
     for (int s = 0; s < kStates; ++s) pad_all(n, grad_scratch[s]);
     pad_all(n, carry);
@@ -148,6 +151,11 @@ struct BackwardBlock {
       for (int s = 0; s < kStates; ++s) before[0][s] = states_at(start, s);
       for (int loop = 0; loop + 1 < loops; k += steps[loop++]) {
         advance.x = {x[k], x.stride};
+        if (looks_ahead && norm == nullptr && x.stride != 0) {
+          currents_ahead.begin(kLookAhead<A>, n);
+          currents_ahead.add(advance.x, {x[k + steps[loop]], steps[loop + 1] == 1 ? 0 : x.stride});
+          advance.ahead = &currents_ahead;
+        }
         for (int s = 0; s < kStates; ++s) {
           advance.before[s] = before[loop][s];
           before[loop + 1][s] = advance.after[s] = starts[loop][s];
@@ -213,11 +221,7 @@ struct BackwardBlock {
     }
     rows.derivative = open_for_reading(derivative, p.N, steps, n, derivative_scratch);
     rows.grad_x = open_for_writing(grad_x, p.N, n, grad_x_scratch);
-    rows.ahead = {nullptr, 0};
     if (norm != nullptr && stream) rows.grad_x = {grad_x_scratch[0], kMost<A>};  // to be summed before it is written
-    if constexpr (std::is_same_v<S, float>) {
-      if (norm != nullptr) rows.ahead = {row_of<const S>(p.x, t, p.N, first + n), p.N};  // of the neurons to come
-    }
     rows.stream = stream && rows.grad_x.first != grad_x_scratch[0];
     A* initial[kStates];
     for (int s = 0; s < kStates; ++s) {
@@ -227,6 +231,7 @@ struct BackwardBlock {
       initial[s] = t == 0 ? row_of<A>(p.grad_initial[s], 0, p.N, first) : nullptr;
       rows.grad_before[s] = initial[s] == nullptr ? carry[s] : open_for_writing(initial[s], n, carry[s]);
     }
+    if (looks_ahead) look_ahead(t);
     adjoint_loops(steps)(n, rows, lanes, sums);
     for (int s = 0; s < kStates; ++s) {
       close(initial[s], n, rows.grad_before[s]);
@@ -234,6 +239,25 @@ struct BackwardBlock {
     }
     if (norm != nullptr) return close_gradients(grad_x, t, steps);
     close(grad_x, p.N, steps, n, rows.grad_x, stream);
+  }
+
+  // Has the loops prefetch gradients, up to those of the next loop, which ends before step t or, in the next block,
+  // with the last step. Behind a normalisation they prefetch the currents of the next block.
+  void look_ahead(int64_t t) {
+    if (norm != nullptr) {
+      ahead.begin(n, n);
+      return ahead.add({}, {row_of<const A>(p.x, t, p.N, first + n), p.N});
+    }
+    ahead.begin(kLookAhead<A>, n);
+    const int64_t end = t > 0 ? t : p.T;
+    const int steps = end % kSteps<A> == 0 ? kSteps<A> : 1;
+    const auto add = [&](const Rows<const A>& now) {
+      if (now.stride == 0) return;
+      const A* const next = now.first + (end - steps - t) * now.stride + (t > 0 ? 0 : n);
+      ahead.add(now, {next, steps == 1 ? 0 : now.stride});
+    };
+    if (p.outputs.grad == nullptr) add(rows.grad_spk);
+    for (const Rows<const A>& grad : rows.grad) add(grad);
   }
 
   // Sums the gradients of the currents while they are in the caches, and writes them.
@@ -278,7 +302,7 @@ void backward(const Backward<Neuron>& p, const Normalised* norm, int64_t first, 
   if (norm == nullptr) return run_blocks<Block, S>(p, nullptr, first, last, stream, kBlock);
   // Each chunk is a block, so that the sums do not depend on how the neurons are divided.
   Block& block = block_of_thread<Block>();
-  block.open(p, norm, stream && kWholeLines);
+  block.open(p, norm, stream);
   block.set_steps(p, p.T);
   for (int64_t begin = first; begin < last; begin += norm->chunk) {
     const int64_t n = last - begin < norm->chunk ? last - begin : norm->chunk;

@@ -22,7 +22,8 @@ struct ForwardBlock {
   const Normalised* norm;
   Either<ForwardLoop<Neuron, A>> loops;
   ForwardRows<Neuron, A> rows;
-  bool streams, stream, bits_in_place;
+  Ahead<Neuron, A> ahead;
+  bool exceeds_caches, stream, looks_ahead, bits_in_place;
   int64_t first, rows_after;  // rows_after: the rows of the padding behind the steps
   int n;
   Lanes<A, Neuron::kParameters> lanes;
@@ -31,10 +32,10 @@ struct ForwardBlock {
   alignas(64) A record_scratch[kStates][kSteps<A>][kLongBlock], deciding_scratch[kSteps<A>][kLongBlock];
   alignas(64) uint8_t bits_scratch[kLongBlock];
 
-  void open(const Forward<Neuron>& problem, const Normalised* before, bool non_temporal) {
+  void open(const Forward<Neuron>& problem, const Normalised* before, bool exceeds) {
     p = problem;
     norm = before;
-    streams = non_temporal;
+    exceeds_caches = exceeds;
     bool record = p.saved == Saved::kSpikes || p.deciding != nullptr;
     for (const void* row : p.record) record |= row != nullptr;
     loops = choose_forward<Neuron, A>(p, record);
@@ -50,11 +51,13 @@ struct ForwardBlock {
   void run(const Span& span) {
     first = span.first;
     n = span.n;
-    stream = streams && is_aligned<S>(first);
+    stream = exceeds_caches && kWholeLines && is_aligned<S>(first);
     open_lanes(first, n, p, span.next, lanes);
     pad_all(n, state);
     pad_all(n, x_scratch);
     rows.stream_spk = stream && in_place<S, A>(n);
+    looks_ahead = std::is_same_v<S, A> && (norm != nullptr || (exceeds_caches && in_place<S, A>(n) && !p.x_repeats));
+    rows.ahead = looks_ahead ? &ahead : nullptr;
     bits_in_place = n % kColumn<A> == 0;
     // A membrane that is saved but not recorded is in a scratch row.
     rows.stream_record = rows.stream_spk && !(p.saved == Saved::kSpikes && p.record[kMem] == nullptr);
@@ -102,11 +105,7 @@ struct ForwardBlock {
     const S* const x = row_of<const S>(p.x, t, p.x_stride(), first);
     rows.x = open_currents(norm, x, p.x_stride(), t, steps, first, n, x_scratch);
     rows.spk = open_for_writing(spk, p.spk_stride, n, spk_scratch);
-    rows.ahead = {nullptr, 0};
-    if constexpr (std::is_same_v<S, float>) {
-      // The rows that are normalised next. They would else be read while nothing is computed.
-      if (norm != nullptr) rows.ahead = {end < p.T ? x + steps * p.N : row_of<const S>(p.x, 0, p.N, first + n), p.N};
-    }
+    if (looks_ahead) look_ahead(end);
     uint8_t* const bits = row_of<uint8_t>(p.bits, t / 8, p.N, first);
     rows.bits = bits_in_place ? bits : bits_scratch;
     rows.bit = static_cast<int>(t % 8);
@@ -132,6 +131,15 @@ struct ForwardBlock {
     if (bits != nullptr && !bits_in_place) std::memcpy(bits, bits_scratch, static_cast<size_t>(n));
     close(deciding, p.N, steps, n, rows.deciding, stream);
     for (int k = 0; k < steps && p.saved == Saved::kSpikes; ++k) save(t + k, rows.record[kMem][k]);
+  }
+
+  // Has the loops prefetch currents, up to those of the next loop, which begins at step t or with the next block. All
+  // rows that are normalised for it are read before it, while nothing is computed.
+  void look_ahead(int64_t t) {
+    const int64_t start = t < p.T ? t : 0;
+    const A* const next = row_of<const A>(p.x, start, p.N, t < p.T ? first : first + n);
+    ahead.begin(norm != nullptr ? n : kLookAhead<A>, n);
+    ahead.add(rows.x, {next, start + kSteps<A> <= p.T ? p.N : 0});
   }
 
   // Returns the row for the state after `end` steps, if it is returned or saved; else nullptr.

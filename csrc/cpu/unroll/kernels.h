@@ -25,8 +25,9 @@ inline constexpr int kLongBlock = 8192;
 inline constexpr int64_t kFar = int64_t{64} << 20;
 
 // Each function exists once for each DType, in its order. It works on neurons first to last - 1, and no result depends
-// on how neurons are divided into ranges. `stream`: rows of every step are written by non-temporal stores, for which
-// they must be aligned to 64 bytes. `norm`: how x becomes the currents; nullptr: it is the currents.
+// on how neurons are divided into ranges. `stream`: the tensors exceed the caches, so rows of every step are
+// prefetched, and written by non-temporal stores, for which they must be aligned to 64 bytes. `norm`: how x becomes the
+// currents; nullptr: it is the currents.
 template <typename Neuron>
 struct Kernels {
   void (*forward[4])(const Forward<Neuron>&, const Normalised* norm, int64_t first, int64_t last, bool stream);

@@ -65,11 +65,19 @@ struct Columns {
   }
 };
 
-// Has the cache lines of a column brought into the L2 cache.
+template <typename A>
+constexpr int kLine = 64 / static_cast<int>(sizeof(A));  // the values of a cache line
+
+// Whether column i is the first one in its cache lines.
+template <typename A>
+SNN_HD bool begins_line(int i) {
+  return kColumn<A> >= kLine<A> || i % kLine<A> == 0;
+}
+
+// Has the cache lines of a column brought into the L1 cache.
 template <typename A>
 SNN_HD void prefetch(const A* column) {
-  SNN_UNROLL for (int i = 0; i < kColumn<A>; i += 64 / static_cast<int>(sizeof(A)))
-      __builtin_prefetch(column + i, 0, 2);
+  SNN_UNROLL for (int i = 0; i < kColumn<A>; i += kLine<A>) __builtin_prefetch(column + i);
 }
 
 // One value of each neuron of a column.
@@ -116,6 +124,34 @@ struct Rows {
   SNN_HD A* operator[](int k) const { return first + k * stride; }
 };
 
+// How many neurons before it reads a column a loop prefetches it: 8 KiB of the rows of a tensor. With less, the memory
+// has not answered yet; with more, the lines may have left the L1 cache again.
+template <typename A>
+constexpr int kLookAhead = 8192 / kSteps<A> / static_cast<int>(sizeof(A));
+
+// What a loop prefetches: columns of rows that it reads itself, and behind their end those that the next loop begins
+// with. A processor's own prefetcher begins anew with each row and each page.
+template <typename Neuron, typename A>
+struct Ahead {
+  struct {
+    Rows<const A> now, next;
+  } of[1 + Neuron::kStates];
+  int count, distance;  // distance: neurons from the column that is read to the one that is prefetched
+
+  void begin(int neurons, int n) { count = 0, distance = neurons < n ? neurons : n; }
+  void add(const Rows<const A>& now, const Rows<const A>& next) { of[count++] = {now, next}; }
+
+  // Not inlined, because it would be in every loop.
+  template <int Steps>
+  __attribute__((noinline)) void bring(int i, int n) const {
+    const int at = i + distance;
+    for (int j = 0; j < count; ++j) {
+      const Rows<const A>& rows = at < n ? of[j].now : of[j].next;
+      SNN_UNROLL for (int k = 0; k < Steps; ++k) prefetch(rows[k] + (at < n ? at : at - n));
+    }
+  }
+};
+
 template <typename A>
 struct Lane {  // the values of one parameter: one for each neuron of a block, or a column of equal ones
   alignas(64) A values[kLongBlock];
@@ -149,7 +185,7 @@ struct ForwardRows {
   const A* before[Neuron::kStates];  // states before the first step; nullptr: 0
   A* after[Neuron::kStates];         // states after the last step
   Rows<const A> x;
-  Rows<const A> ahead;              // rows of the input that are read next; or nullptr
+  const Ahead<Neuron, A>* ahead;    // or nullptr
   Rows<A> spk;                      // or
   A* sum;                           // one row for all steps, to which the spikes are added; or
   uint8_t* bits;                    // one row for up to eight steps
@@ -168,6 +204,7 @@ void forward_loop(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neur
   constexpr ResetRule kRule{R, Delay};
   const ForwardRows<Neuron, A> row = rows;
   for (int i = 0; i < n; i += kColumn<A>) {
+    if (row.ahead != nullptr && begins_line<A>(i)) row.ahead->template bring<Steps>(i, n);
     Columns<A, Neuron::kParameters> p;
     lanes.load(i, p);
     Columns<A, kStates> state;
@@ -175,9 +212,6 @@ void forward_loop(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neur
     Column<A> x, spk, sum, v;
     if (Spk == Spikes::kSum) sum.load(row.sum + i);
     Bits<A> bits[kVectors] = {};
-    if (row.ahead.first != nullptr) {
-      SNN_UNROLL for (int k = 0; k < Steps; ++k) prefetch(row.ahead[k] + i);
-    }
     SNN_UNROLL for (int k = 0; k < Steps; ++k) {
       x.load(row.x[k] + i);
       SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
@@ -208,7 +242,7 @@ template <typename Neuron, typename A>
 struct AdjointRows {
   const A* before[Neuron::kStates];  // states before the first step; nullptr: 0
   Rows<const A> x;                   // or
-  Rows<const A> ahead;               // rows of the input that are read next; or nullptr
+  const Ahead<Neuron, A>* ahead;     // or nullptr
   Rows<const A> mem;                 // the membrane that decided each spike
   Rows<const A> derivative;          // that of the spikes, if it is given
   Rows<const A> grad_spk;
@@ -256,6 +290,7 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
   const AdjointRows<Neuron, A> row = rows;
   const V a(row.a), b(row.b);
   for (int i = 0; i < n; i += kColumn<A>) {
+    if (row.ahead != nullptr && begins_line<A>(i)) row.ahead->template bring<Steps>(i, n);
     Columns<A, kParameters> p;
     lanes.load(i, p);
     Column<A> threshold;
@@ -263,9 +298,6 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
 
     Columns<A, kStates> u[Steps + 1];  // states before each step
     Column<A> v[Steps], x[Steps];      // the membrane that decided its spike, and its current
-    if (row.ahead.first != nullptr) {
-      SNN_UNROLL for (int k = 0; k < Steps; ++k) prefetch(row.ahead[k] + i);
-    }
     SNN_UNROLL for (int s = 0; s < kStates; ++s) u[0].load_or_zero(s, row.before[s], i);
     SNN_UNROLL for (int k = 0; k < Steps; ++k) {
       if constexpr (Recorded) {

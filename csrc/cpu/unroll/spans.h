@@ -105,11 +105,11 @@ Block& block_of_thread() {
 // Takes neurons first to last - 1 through all time steps, block after block. The loops write rows of several steps and
 // tensors in turns, so only whole lines by non-temporal stores.
 template <typename Block, typename S, typename Problem>
-void run_blocks(const Problem& p, const Normalised* norm, int64_t first, int64_t last, bool non_temporal,
+void run_blocks(const Problem& p, const Normalised* norm, int64_t first, int64_t last, bool exceeds_caches,
                 int usual_size) {
-  const bool stream = non_temporal && kWholeLines;
+  const bool stream = exceeds_caches && kWholeLines;
   Block& block = block_of_thread<Block>();
-  block.open(p, norm, stream);
+  block.open(p, norm, exceeds_caches);
   each_length<Opmath<S>>(p, first, last, !stream, [&](int64_t begin, int64_t end, int64_t steps) {
     block.set_steps(p, steps);
     const int size = norm != nullptr ? kNormedBlock : block_size<S>(p, usual_size);
