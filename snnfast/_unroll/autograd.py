@@ -204,7 +204,7 @@ def by_input(
 
 
 def unmoved(threshold: Tensor) -> Tensor:
-    """What to save of a threshold. snnTorch's loop does not save it, so that it may move before the backward pass."""
+    """A threshold as it is saved. It may move before the backward pass, because snnTorch's loop does not save it."""
     return threshold if threshold.requires_grad else threshold.clone()
 
 

@@ -129,7 +129,8 @@ def test_held_for_backward_are_bits_and_what_the_neurons_hold_anyway(neuron: str
         tensors = leaves(with_linear(case), wrt)
         outputs, kept = saved_by(partial(fused, tensors, case))
         known = [t for name, t in tensors.items() if name != "current"] + list(outputs.values())
-        assert bytes_of(kept, beyond=known) / (40 * 400) == pytest.approx(wanted), (wrt, options)
+        threshold = 4  # a copy of it, where it is needed
+        assert bytes_of(kept, beyond=known) - round(wanted * 40 * 400) in (0, threshold), (wrt, options)
 
 
 # ---- other ways to call

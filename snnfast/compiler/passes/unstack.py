@@ -1,4 +1,4 @@
-"""What is read of a stack is what was stacked: states that a step keeps in one tensor are apart.
+"""States that a step keeps in one tensor become tensors of their own: what is read of a stack is what was stacked.
 
 ::
 

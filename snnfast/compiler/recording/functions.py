@@ -5,6 +5,7 @@ a method that records the call and returns what the call will return.
 """
 
 import functools
+import sys
 import threading
 from collections.abc import Sequence
 from types import FunctionType
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo import eval_frame
 from torch._functorch import eager_transforms, vmap
 from torch._higher_order_ops import cond, while_loop
 from torch.autograd.function import Function, FunctionMeta
@@ -74,8 +74,8 @@ def _look_up(cls: Any, name: str) -> Any:
     return found
 
 
-class _Stance(eval_frame.DynamoStance):
-    """PyTorch's stance, but what the user gave to ``torch.compile`` runs as it is where it is recorded.
+class _Stance:
+    """Dynamo's stance, but what the user gave to ``torch.compile`` runs as it is where it is recorded.
 
     ``torch.compile`` would trace the recorder.
     """
@@ -94,14 +94,18 @@ class _Hook:
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
         self._begins: list[tuple[Any, str, Any]] = []
-        self._stance: _Stance | None = None
+        self._dynamo: Any = None
+        self._stance: Any = None
 
     def __enter__(self) -> None:
         with self._lock:
             self._inside += 1
             if self._inside == 1:
                 FunctionMeta.__getattribute__ = _look_up  # type: ignore[method-assign]
-                self._stance = eval_frame._stance = _Stance(eval_frame._stance)
+                # Nothing was given to torch.compile if dynamo is not there.
+                self._dynamo = sys.modules.get("torch._dynamo.eval_frame")
+                if self._dynamo is not None:
+                    self._stance = self._dynamo._stance = _Stance(self._dynamo._stance)
                 for module, name, as_it_stands in _RUN_FIRST:
                     function = getattr(module, name)
                     self._begins.append((module, name, function))
@@ -112,8 +116,8 @@ class _Hook:
             self._inside -= 1
             if self._inside == 0:
                 del FunctionMeta.__getattribute__
-                if self._stance is eval_frame._stance:  # else the program has set another one
-                    eval_frame._stance = self._stance.usual
+                if self._dynamo is not None and self._dynamo._stance is self._stance:  # or the program has set another
+                    self._dynamo._stance = self._stance.usual
                 for module, name, begin in self._begins:
                     setattr(module, name, begin)
                 self._begins.clear()
