@@ -255,7 +255,10 @@ class _Run(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if keep:
             read = [outputs[i][o] for i in range(len(parts)) for o in between.read[i]]
-            ctx.save_for_backward(*tensors, *read, *found[sum(counts) :])
+            # A buffer may change before the backward pass, as in a program without products.
+            weights = {k for p in products for k in (p.weight, p.bias)}
+            constants = [t if t.requires_grad or k in weights else t.clone() for k, t in enumerate(constants)]
+            ctx.save_for_backward(*series, *states, *constants, *read, *found[sum(counts) :])
         return (*(t for of_part in outputs for t in of_part), *last)
 
     @staticmethod

@@ -179,6 +179,16 @@ def test_an_output_that_a_product_reads_must_not_change_before_backward() -> Non
         found[2].sum().backward()
 
 
+def test_a_buffer_may_change_before_backward() -> None:
+    between, (*others, decay) = of("linear"), given((3, 6))
+    decay = decay.detach()
+    wanted = gradients_of([unroll(between, [*others, decay], T)[0]], others)
+    found = unroll(between, [*others, decay], T)[0]
+    decay.zero_()
+    for a, b in zip(gradients_of([found], others), wanted, strict=True):
+        assert_bits_equal(a, b)
+
+
 # ---- what the ops refuse
 
 
