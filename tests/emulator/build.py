@@ -222,18 +222,16 @@ def kernels() -> dict[int, str]:
     return {places[symbol]: name for symbol, name in found.items() if name.endswith(">")}  # no lambda in a kernel
 
 
-def take_launches(most: int = 1 << 14) -> list[Launch]:
+def take_launches() -> list[Launch]:
     """The launches since the last time that it was asked."""
-    found = (ctypes.c_int64 * 4 * most)()
-    number = load().snnfast_take_launches(found, most)
-    assert number <= most
+    found = (ctypes.c_int64 * 4 * load().snnfast_take_launches())()
+    load().snnfast_taken_launches(found)
     parameters = [
-        ctypes.string_at(load().snnfast_parameters_of(ctypes.c_int64(i)), size)
-        for i, (*_, size) in enumerate(found[:number])
+        ctypes.string_at(load().snnfast_parameters_of(ctypes.c_int64(i)), size) for i, (*_, size) in enumerate(found)
     ]
     return [
         Launch(kernels()[at], blocks, threads, of)
-        for (at, blocks, threads, _), of in zip(found[:number], parameters, strict=True)
+        for (at, blocks, threads, _), of in zip(found, parameters, strict=True)
     ]
 
 
