@@ -804,30 +804,31 @@ def test_a_surrogate_is_tried_out_beside_what_is_recorded() -> None:
     assert not recorder.reasons
 
 
-def test_a_record_that_came_before_has_its_form(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def forms(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many calls each form has that is made."""
     made: list[int] = []
     init = Form.__init__
     monkeypatch.setattr(
         Form, "__init__", lambda self, *given: (made.append(len(given[0].kinds)), init(self, *given))[1]
     )
+    return made
+
+
+def test_a_record_that_came_before_has_its_form(forms: list[int]) -> None:
     recorded = ByRecording(by_hand)
     for T in (9, 9, 11, 9, 11, 9):
         same(by_hand, recorded, currents(T))
-    assert sorted(made) == [min(made)] * 2 + [max(made)] * 2  # a record that came once is not kept
+    assert sorted(forms) == [min(forms)] * 2 + [max(forms)] * 2  # a record that came once is not kept
 
 
-def test_training_and_evaluation_in_turn_have_their_forms_and_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    init = Form.__init__
-    monkeypatch.setattr(
-        Form, "__init__", lambda self, *given: (made.append(len(given[0].kinds)), init(self, *given))[1]
-    )
+def test_training_and_evaluation_in_turn_have_their_forms_and_plans(forms: list[int]) -> None:
     recorded = ByRecording(by_hand)
     for batch in (3, 1, 3, 1, 3, 1, 3, 1):
         with torch.set_grad_enabled(batch > 1):
             same(by_hand, recorded, currents(B=batch).requires_grad_())
-    assert len(made) == 4
-    assert len(set(made)) == 1
+    assert len(forms) == 4
+    assert len(set(forms)) == 1
     assert len(recorded.plans) == 2
 
 
