@@ -1,5 +1,6 @@
 """Private PyTorch APIs that tell in which modes a call runs, or how ``torch.compile`` treats a function."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +16,7 @@ __all__ = [
     "constant_while_tracing",
     "current_graph_task_id",
     "current_recorder",
+    "hooks_of_saved_tensors",
     "in_reentrant_checkpoint",
     "is_eager_forced",
     "is_forward_mode",
@@ -64,16 +66,20 @@ def is_transformed() -> bool:
     return is_forward_mode() or _transforms()
 
 
+hooks_of_saved_tensors: Callable[[], Any] = functools.partial(torch._C._autograd._top_saved_tensors_default_hooks, True)
+"""The hooks that get the tensors that are saved for a backward pass now, as those of a checkpoint do; or ``None``."""
+
+
 def saved_tensors_are_hooked() -> bool:
-    """Whether hooks get the tensors that are saved for a backward pass now, as those of a checkpoint do."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    """Whether there are any."""
+    return hooks_of_saved_tensors() is not None
 
 
 @contextmanager
 def unhooked() -> Iterator[None]:
     """A block in which the hooks of saved tensors that are on now get nothing."""
     hooks = []
-    while (pair := torch._C._autograd._top_saved_tensors_default_hooks(True)) is not None:
+    while (pair := hooks_of_saved_tensors()) is not None:
         torch._C._autograd._pop_saved_tensors_default_hooks()
         hooks.append(pair)
     try:

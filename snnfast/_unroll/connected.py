@@ -86,12 +86,15 @@ def check_connections(V: Any, weight: object, bias: object, current: Tensor) -> 
 
 
 def one_step(call: UnrollCall) -> UnrollCall:
-    """A call of one step, whose spikes have gone through the connections, as one of neurons without them."""
+    """A call of one step, whose spikes have gone through the connections, as one of neurons without them.
+
+    Its parameters lack ``V``, which is 1.
+    """
     (spk, *states), (connections, *parameters), x = call.states, call.parameters, call.current
     spk = torch.zeros_like(x) if spk is None else spk.to(x.dtype)
     # Spikes lie in memory as the current does. The order of the sums in a product must not depend on that.
     came_back = connections.call(spk.contiguous())  # type: ignore[attr-defined]
-    return UnrollCall(call.neuron, call.options, ONE_STEP, x, (came_back, *states), (one(x), *parameters))
+    return UnrollCall(call.neuron, call.options, ONE_STEP, x, (came_back, *states), tuple(parameters))
 
 
 def separate(call: UnrollCall) -> UnrollCall:

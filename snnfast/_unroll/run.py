@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from snnfast._core import backend, settings
 from snnfast._core.linear import Linear
 from snnfast._core.ops import STEP, Neuron, opmath_dtype
-from snnfast._core.pytorch import becomes_node, transforms_are_active
+from snnfast._core.pytorch import becomes_node, current_recorder, transforms_are_active
 from snnfast._unroll import connected, kernels, node, normed, reference, state_gradients
 from snnfast._unroll.call import (
     ONE_STEP,
@@ -51,7 +52,9 @@ def run(call: UnrollCall, in_unroll: bool = False) -> Results:
         call = connected.one_step(call)
         chosen = node.backend_of_step(call.options, call.parameters) if becomes_node() else None
         if chosen is not None:
-            return node.step(call.neuron, call.options, call.current, call.states, (None, *call.parameters[1:]), chosen)
+            step = node.step if is_dynamo_compiling() else current_recorder().step
+            return step(call.neuron, call.options, call.current, call.states, (None, *call.parameters), chosen)
+        call = call._replace(parameters=(connected.one(call.current), *call.parameters))
     prepared = prepare(call)
     unroll, prepared = engine(prepared, in_unroll)
     found = unroll(prepared)

@@ -2,17 +2,21 @@
 
 import copy
 import gc
+import operator
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
-from compiler.internals import ByRecording, Form, Kinds, Recorded, Recorder, hook
+import torch.nn.functional as F  # noqa: N812
+from compiler.internals import OPERATORS, ByRecording, Form, Kinds, Recorded, Recorder, hook
 from loop_nets import Net
 from loop_ops import Saved
 from programs import PROGRAMS
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
@@ -639,6 +643,182 @@ def test_a_version_that_is_set_back_is_that_after_the_calls_before() -> None:
         return (x * held).sum()
 
     same(loop, ByRecording(loop), currents().requires_grad_())
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_mode_is_told_the_function_that_an_operator_is_recorded_as(name: str) -> None:
+    told = []
+
+    class Told(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            told.append(func)
+            return func(*args, **(kwargs or {}))
+
+    t = torch.ones(2)
+    with Told():
+        getattr(t, name)(*[t] * (name not in ("__neg__", "detach")))
+    assert told[0] is OPERATORS[name]
+
+
+class Twice:
+    """An operand that PyTorch knows nothing of."""
+
+    def __radd__(self, other: Tensor) -> Tensor:
+        return other * 2
+
+
+OPERANDS = {
+    "a number": 0.5,
+    "an integer": 2,
+    "zero": 0.0,
+    "a tensor": torch.full((3, 12), 1.5),
+    "a tensor of one number": torch.tensor(3, dtype=torch.float64),
+    "a parameter": nn.Parameter(torch.full((12,), 0.25)),
+    "a number of numpy": np.float64(0.75),
+}
+
+
+@pytest.mark.parametrize("operand", OPERANDS)
+@pytest.mark.parametrize("symbol", ["+", "-", "*", "/"])
+def test_operators_of_results(symbol: str, operand: str) -> None:
+    compute = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}[symbol]
+    other = OPERANDS[operand]
+
+    def loop(x: Tensor) -> Any:
+        mem, rec = torch.zeros_like(x[0]), []
+        for x_t in x:
+            mem = 0.8 * mem + x_t
+            v = -(mem + Saved.apply(mem - 1.0, mem * 0) + 1.0)
+            rec.append((compute(v, other), compute(other, v), compute(v, v).detach()))
+        return rec
+
+    recorded = ByRecording(loop)
+    for T in (5, 5, 7):
+        x = currents(T).requires_grad_()
+        same(loop, recorded, x)
+        found, expected = (torch.autograd.grad(sum(a.sum() + b.sum() for a, b, _ in f(x)), x) for f in (recorded, loop))
+        torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_operators_with_what_is_no_tensor() -> None:
+    def loop(x: Tensor) -> Any:
+        rec = []
+        for x_t in x:
+            rec.append((x_t * 0.5) + Twice())
+        with pytest.raises(TypeError, match="unsupported operand"):
+            rec[-1] - object()
+        return rec
+
+    same(loop, ByRecording(loop), currents())
+
+
+@pytest.mark.parametrize("inside", ["autocast", "inference", "no_grad", "a mode"])
+def test_operators_in_a_block_of_the_loop(inside: str) -> None:
+    seen = []
+
+    class Sees(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    block: Any = {
+        "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+        "inference": torch.inference_mode,
+        "no_grad": torch.no_grad,
+        "a mode": Sees,
+    }[inside]
+    weight = torch.rand(12, 12)
+
+    def loop(x: Tensor) -> Any:
+        mem, rec = torch.zeros_like(x[0]), []
+        for x_t in x:
+            mem = 0.8 * mem + x_t
+            v = Saved.apply(mem - 1.0, mem * 0) * 0.5 + 1
+            with block():
+                w = 1 - v * 2
+                u = F.linear(w, weight)
+            rec.append((v - 1, w, u))
+        return rec
+
+    recorded = ByRecording(loop)
+    x = currents()
+    for _ in range(3):
+        seen.clear()
+        found = recorded(x)
+        by_recording = list(seen)
+        seen.clear()
+        for a, b in zip(pytree.tree_leaves(found), pytree.tree_leaves(loop(x)), strict=True):
+            assert (a.dtype, a.is_inference()) == (b.dtype, b.is_inference())
+            torch.testing.assert_close(a, b)
+        assert by_recording == seen
+
+
+def test_operators_of_results_ask_pytorch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By way of PyTorch's C++ to a mode, each would take a microsecond more."""
+    asked = []
+    usual = Recorder.__torch_function__
+
+    def asks(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asked.append(func)
+        return usual(self, func, types, args, kwargs)
+
+    recorded = ByRecording(by_hand)
+    for _ in range(3):
+        recorded(currents())
+    monkeypatch.setattr(Recorder, "__torch_function__", asks)
+    recorded(currents())
+    assert not set(asked) & (set(OPERATORS.values()) | {Tensor.shape.__get__, Tensor.dtype.__get__})  # type: ignore[attr-defined]
+    assert Tensor.__setitem__ in asked
+
+
+class Late(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, scale: float = 2.0) -> Tensor:
+        return x * scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.scale = inputs[1] if len(inputs) > 1 else 2.0
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad * ctx.scale, None
+
+
+class Own(Saved):
+    calls = 0
+
+    @classmethod
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        cls.calls += 1
+        return super().apply(*args, **kwargs)
+
+
+looked_up_before = Late.apply
+
+
+def test_apply_of_a_function_however_it_is_found() -> None:
+    def loop(x: Tensor) -> Any:
+        mem, rec = torch.zeros_like(x[0]), []
+        for x_t in x:
+            mem = v = 0.8 * mem + x_t
+            rec.append((looked_up_before(v), Late.apply(v, 3.0), Own.apply(v, torch.zeros_like(v))))
+        return rec
+
+    recorded = ByRecording(loop)
+    for T in (5, 5, 6):
+        x = currents(T).requires_grad_()
+        before = Own.calls
+        same(loop, recorded, x)
+        assert Own.calls - before >= 2 * T
+        found, expected = (torch.autograd.grad(sum(a.sum() + b.sum() for a, b, _ in f(x)), x) for f in (recorded, loop))
+        torch.testing.assert_close(found, expected)
+
+    def wrong(x: Tensor) -> Any:
+        return [Late.apply() for _ in x]
+
+    with pytest.raises(TypeError, match="x"):
+        ByRecording(wrong)(currents())
 
 
 def test_numbers_of_a_function_are_read_at_each_call() -> None:

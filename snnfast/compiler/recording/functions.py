@@ -1,7 +1,8 @@
 """Calls of an ``autograd.Function`` are recorded as one call.
 
-PyTorch's C++ code runs ``Function.apply``, and looks ``forward`` up in the class. While a recorder is active, it finds
-a method that records the call and returns what the call will return.
+While a recorder is active, ``apply`` of a class is a function that records the call and returns what the call will
+return. A program may have looked ``apply`` up before. PyTorch's C++ code, which runs it, then looks ``forward`` up in
+the class, and finds such a function there.
 """
 
 import functools
@@ -21,7 +22,7 @@ from torch.overrides import _pop_mode_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint
 
-from snnfast._core.pytorch import current_recorder
+from snnfast._core.pytorch import current_recorder, transforms_are_active
 
 
 class Applied:
@@ -58,12 +59,17 @@ class Computed:
 
 _grad = threading.local()
 _setup = torch.autograd.function._SingleLevelFunction.setup_context
+_apply = getattr(Function.apply, "__func__", None)  # of PyTorch 2.11, where it is Python
 
 
 def _look_up(cls: Any, name: str) -> Any:
     found = type.__getattribute__(cls, name)
     if name == "_backward_cls":
         _grad.outside = torch.is_grad_enabled()  # forward is looked up in a block without gradients
+    elif name == "apply":
+        recorder = current_recorder()
+        if recorder is not None and getattr(found, "__func__", None) is _apply and not transforms_are_active():
+            return functools.partial(_applied, recorder, cls, found)
     elif name in ("forward", "setup_context") and (recorder := current_recorder()) is not None:
         grad = _grad.__dict__.get("outside", True)
         if name == "forward":
@@ -72,6 +78,10 @@ def _look_up(cls: Any, name: str) -> Any:
         if found is not _setup:
             return lambda *args: None
     return found
+
+
+def _applied(recorder: Any, cls: Any, usual: Any, *args: Any, **kwargs: Any) -> Any:
+    return usual(*args, **kwargs) if kwargs else recorder.function(cls, args, torch.is_grad_enabled())
 
 
 class _Stance:

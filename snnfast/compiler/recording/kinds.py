@@ -81,6 +81,7 @@ class Kind:
         writes: Of each leaf, whether it is changed in place.
         aliases: Of each leaf, whether a result shares its memory.
         likes: The tensors that it returns.
+        only: The tensor that it returns, if to record the call is to return it.
         spec: The structure of what it returns; ``None`` for one tensor, or nothing.
         leaves: What is in the structure: a :class:`Hole` for a tensor, or a constant.
         container: ``tuple`` or ``list``, if it returns tensors in one.
@@ -92,7 +93,7 @@ class Kind:
 
     __slots__ = (
         "aliases", "args", "container", "direct", "func", "grad", "grown", "kwargs", "leaves", "likes", "modes",
-        "peeks", "same", "spec", "tensors", "writes",
+        "only", "peeks", "same", "spec", "tensors", "writes",
     )  # fmt: skip
 
     def __init__(self, func: Any = None, grad: bool = True, modes: Any = None) -> None:
@@ -108,6 +109,7 @@ class Kind:
         self.same: Any = None
         self.container: Any = None
         self.grown: Like | None = None
+        self.only: Like | None = None
         self.direct = self.peeks = False
 
     def tensors_of(self, found: Any) -> list[Tensor]:
@@ -156,10 +158,9 @@ class Kinds(dict[Any, Kind]):
         key = cls, objects, read_from_outside(cls)
         return self._functions.setdefault(key, Applied(cls, objects))
 
-    def token(self, options: Any) -> int:
-        """A number for options that are one object. It is kept, so that no other object gets its id."""
-        self._options.setdefault(id(options), options)
-        return id(options)
+    def keep(self, options: Any) -> None:
+        """Keep options that are known by their id."""
+        self._options[id(options)] = options
 
     def fake(self, like: Like) -> Tensor:
         if self._mode is None:
@@ -214,6 +215,8 @@ class Kinds(dict[Any, Kind]):
                 if t is not given[0] or now.but(requires_grad=like.requires_grad, is_leaf=like.is_leaf) != like:
                     raise NeedsValueError(f"{getattr(func, '__name__', func)} changes what is known of a tensor")
                 kind.grown = now
+        if kind.likes and kind.spec is None and kind.grown is None and not kind.peeks:
+            kind.only = kind.likes[0]
         return kind
 
     def _describe(self, kind: Kind, found: Any, args: Any, kwargs: Any) -> None:

@@ -9,8 +9,8 @@ import torch
 Modes = tuple[bool, tuple[tuple[str, torch.dtype], ...]]
 """Whether inference mode is on, and the devices with autocast and its dtypes."""
 
-_any_autocast = torch._C._is_any_autocast_enabled
-_infers = torch.is_inference_mode_enabled
+any_autocast = torch._C._is_any_autocast_enabled
+infers = torch.is_inference_mode_enabled
 NONE: Modes = (False, ())
 """Neither of them."""
 _DEVICES = ("cpu", "cuda")
@@ -18,10 +18,10 @@ _DEVICES = ("cpu", "cuda")
 
 def modes() -> Modes:
     """The modes that are on, beside grad mode."""
-    if not _any_autocast() and not _infers():
+    if not any_autocast() and not infers():
         return NONE
     casts = [(d, torch.get_autocast_dtype(d)) for d in _DEVICES if torch.is_autocast_enabled(d)]
-    return _infers(), tuple(casts)
+    return infers(), tuple(casts)
 
 
 @contextlib.contextmanager

@@ -13,13 +13,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
-from snnfast._core.pytorch import saved_tensors_are_hooked, transforms_are_active, unhooked
+from snnfast._core.pytorch import hooks_of_saved_tensors, saved_tensors_are_hooked, transforms_are_active, unhooked
 from snnfast._unroll import node, state_gradients
 from snnfast.compiler.recording.functions import Applied, Computed
 from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError, known_of
 from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, later, like_of
 from snnfast.compiler.recording.lines import Lines, lines_of
-from snnfast.compiler.recording.modes import entered, modes
+from snnfast.compiler.recording.modes import NONE, any_autocast, entered, infers, modes
 from snnfast.surrogate import known_to_kernels
 
 
@@ -48,7 +48,6 @@ _CONSTRUCTORS = set(_device_constructors()) - {torch.as_tensor, torch.tensor, to
 
 _INDEXES = {Tensor.__getitem__: 1, Tensor.__setitem__: 1, torch.select: 2, Tensor.select: 2}
 """Which argument is an index. Its numbers may differ from step to step."""
-
 _TAKE_NUMBERS = {
     getattr(where, name)
     for where in (torch, Tensor)
@@ -61,6 +60,10 @@ _TAKE_NUMBERS = {
     if hasattr(where, name)
 }  # fmt: skip
 """Functions whose numbers may differ from step to step."""
+
+_AT_ONCE, _INDEX, _ALL = "at once", "index", "all"
+_HOW = {**dict.fromkeys(_TAKE_NUMBERS, _ALL), **dict.fromkeys(_INDEXES, _INDEX), **dict.fromkeys(_DIRECT, _AT_ONCE)}
+"""Functions that are called at once; and which numbers of others may differ: those of an index, or all."""
 
 _NEED_VALUES = {
     "__repr__", "__str__", "__format__", "item", "tolist", "numpy", "__array__", "__array_wrap__", "__bool__",
@@ -128,6 +131,7 @@ class Recorder(TorchFunctionMode):
         self._planned = self._others = 0  # so many calls ran by a plan, or one by one
         self.learns = learns
         self.ambient = modes()
+        self._is_plain = self.ambient is NONE and not learns
         self.keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
         self.grad = torch.is_grad_enabled()  # of the last call
         self._begin()
@@ -146,9 +150,54 @@ class Recorder(TorchFunctionMode):
     # ---- calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _DIRECT or not self.records or transforms_are_active():
+        grad = torch.is_grad_enabled()
+        if not kwargs and (found := self.quickly(func, args, grad)) is not None:
+            return found
+        if not self.records or _HOW.get(func) is _AT_ONCE or transforms_are_active():
             return func(*args, **kwargs) if kwargs else func(*args)
-        return self.call(func, args, kwargs or {}, torch.is_grad_enabled())
+        return self.call(func, args, kwargs or {}, grad)
+
+    def quickly(self, func: Any, args: Any, grad: bool) -> Later | None:
+        """Record a call of tensors and numbers alone that is known to have one result; no other one.
+
+        A loop has thousands of them. All that is done for one is here: the key is that of :meth:`_record`.
+        """
+        how = _HOW.get(func)
+        if how is _AT_ONCE or how is _INDEX or not self._is_plain or not self.records:
+            return None
+        if any_autocast() or infers() or hooks_of_saved_tensors() is not None or transforms_are_active():
+            return None
+        key: list[Any] = [func, grad]
+        leaves: list[Any] = []
+        for a in args:
+            t = type(a)
+            if t is Later:
+                key.append(a.like)
+                leaves.append(a.address)
+            elif t is float or t is int:
+                key.append(t)
+                if how is _ALL and (a or t is int):
+                    leaves.append(a)
+                elif how is None and a:
+                    key.append(a)
+                else:
+                    return None
+            elif (number := self._numbers.get(id(a))) is not None:
+                key.append(self.likes[number])
+                leaves.append(~number)
+                if t is nn.Parameter:
+                    key.append(number)
+            else:
+                return None
+        kind = self._known.get(tuple(key))
+        if kind is None or kind.only is None:
+            return None
+        self.grad = grad
+        made = self._later(kind.only, len(self.kinds) << AT)
+        self.kinds.append(kind)
+        self.leaves.append(tuple(leaves))
+        self.made.append(made)
+        return made
 
     def call(self, func: Any, args: Any, kwargs: Any, grad: bool) -> Any:
         """Record a call, or make it now behind all that was recorded."""
@@ -183,7 +232,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Record ``node.step`` of a neuron layer, in less time than its call takes."""
         setting = state_gradients.setting.value
-        key = [neuron, self._known.token(options), backend, setting, torch.is_grad_enabled(), modes()]
+        key = [neuron, id(options), backend, setting, torch.is_grad_enabled(), modes()]
         leaves: list[int] = []
         for t in (x, *states, *parameters):
             if type(t) is Later:
@@ -199,12 +248,15 @@ class Recorder(TorchFunctionMode):
                 return node.step(neuron, options, x, states, parameters, backend)
         spelled = tuple(key)
         kind = self._known.get(spelled)
-        if kind is not None and not saved_tensors_are_hooked():
-            return tuple(self._made(kind, tuple(leaves), (), {}))
+        if kind is not None and not self.learns and hooks_of_saved_tensors() is None:
+            self.kinds.append(kind)
+            self.leaves.append(tuple(leaves))
+            return (*self._several(kind),)
         before = len(self.kinds)
         found = node.step(neuron, options, x, states, parameters, backend)
         if len(self.kinds) == before + 1 and self.leaves[-1] == tuple(leaves):
             self._known[spelled] = self.kinds[-1]
+            self._known.keep(options)  # no other object gets its id
         return found
 
     def function(self, cls: Any, args: Any, grad: bool) -> Any:
@@ -215,6 +267,8 @@ class Recorder(TorchFunctionMode):
         applied = self._functions.get((cls, objects))
         if applied is None:
             applied = self._functions[cls, objects] = self._known.applied(cls, objects)
+        if (found := self.quickly(applied, args, grad)) is not None:
+            return found
         before, self.records = self.records, False
         try:
             self._refuse_hooks()
@@ -248,20 +302,9 @@ class Recorder(TorchFunctionMode):
         now = modes()
         if now is not self.ambient and now != self.ambient:
             key.append(now)
-        at = _INDEXES.get(func)
+        how, at = _HOW.get(func, ""), _INDEXES.get(func)
         if at is None:
-            numbers = func in _TAKE_NUMBERS
-            for i, a in enumerate(args):  # as _spell does: most arguments are these
-                t = type(a)
-                if t is Later:
-                    key.append(a.like)
-                    leaves.append(a.address)
-                elif t is float and not numbers and a:
-                    key.append(t)
-                    key.append(a)
-                else:
-                    self._spell(args[i:], key, leaves, numbers)
-                    break
+            self._spell(args, key, leaves, how is _ALL)
         else:
             dim = args[1] if at == 2 and len(args) > 2 else 0
             self._spell(args[:at], key, leaves, False)
@@ -282,8 +325,7 @@ class Recorder(TorchFunctionMode):
         if kind is None:
             if func in (_REQUIRES_GRAD, _IS_LEAF):
                 return self._known_of(args[0], func)
-            holes = "index" if at is not None else "all" if func in _TAKE_NUMBERS else ""
-            kind = self._kind(func, args, kwargs, grad, None if now == self.ambient else now, (at, holes))
+            kind = self._kind(func, args, kwargs, grad, None if now == self.ambient else now, (at, how))
             self._known[spelled] = kind
         if kind.direct:
             return func(*args, **kwargs)
@@ -336,20 +378,25 @@ class Recorder(TorchFunctionMode):
             self._grow(args[0], kind.grown)
         if kind.peeks:
             self._peeked.update(leaves)
-        if kind.likes and kind.spec is None:
+        if kind.spec is None and kind.likes:
             one = self._later(kind.likes[0], number << AT)
             self.made.append(one)
             return one
         if kind.spec is not None:
-            address = number << AT
-            made = tuple([self._later(like, address + i) for i, like in enumerate(kind.likes)])
-            self.made.append(made)
+            made = self._several(kind)
             if kind.container is not None:
                 return (*made,) if kind.container is tuple else [*made]  # not the one that is kept here
             results = iter(made)
             return pytree.tree_unflatten([next(results) if c is Hole else c for c in kind.leaves], kind.spec)
         self.made.append(None)
         return None if kind.same is None else kwargs["out"] if kind.same == "out" else args[kind.same]
+
+    def _several(self, kind: Kind) -> tuple[Later, ...]:
+        """The results of the last call. The program must get another tuple."""
+        address = len(self.made) << AT
+        made = tuple([self._later(like, address + i) for i, like in enumerate(kind.likes)])
+        self.made.append(made)
+        return made
 
     def _later(self, like: Like, address: int) -> Later:
         spare = self._spare.get(like)
