@@ -3,9 +3,11 @@
 A function is recorded first. Where that merges less than half of its calls, three times in a row, it is traced; thirty
 times in a row, if others of its calls were merged. Where it takes more than a tenth of a call to record it, and calls
 like it have come often enough to pay for tracing one, such calls are traced. What is worth neither runs as it is, and
-one warning says why.
+one warning says why. Calls without gradients that are clearly faster as they are run so until they are traced.
 """
 
+import math
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -41,6 +43,34 @@ _MOST_DEAR = 4
 
 _MOST_SHAPES = 1000
 """The costs of so many are known at a time."""
+
+
+_TRIALS = 5
+"""So many calls without gradients are timed recorded, and then so many as they are."""
+
+_CLEARLY = 0.8
+"""Such a part of the time of the one is clearly less."""
+
+
+class _Trial:
+    """Whether calls without gradients are clearly faster as they are: loops of a few small operators are.
+
+    Calls with gradients are not tried. What they gain is in the backward pass, which nobody can time here.
+
+    Attributes:
+        recorded: Seconds of calls, by the number of elements that they were given: the numbers of steps may differ.
+        as_they_are: Likewise.
+    """
+
+    def __init__(self) -> None:
+        self.recorded: list[float] = []
+        self.as_they_are: list[float] = []
+
+    @property
+    def runs_as_it_is(self) -> bool:
+        if len(self.recorded) < _TRIALS or len(self.as_they_are) < _TRIALS:
+            return len(self.recorded) == _TRIALS
+        return statistics.median(self.as_they_are) < _CLEARLY * statistics.median(self.recorded)
 
 
 class _Cost:
@@ -98,6 +128,7 @@ class Choice:
         self._patience = {True: _PATIENCE, False: _PATIENCE}
         self._costs: dict[Any, _Cost] = {}
         self._dear: set[Any] = set()  # shapes whose calls are traced
+        self._trial = _Trial()
         self._as_it_is: set[bool] = set()
         self._lock = threading.RLock()  # a network that holds states has those of one recorded call at a time
 
@@ -129,19 +160,31 @@ class Choice:
             return self._traced.attempt(args, kwargs)[0]
         with self._lock:
             start = time.perf_counter()
+            if not grad and self._traced is not None and self._trial.runs_as_it_is:
+                result = self._function(*args, **kwargs)
+                self._count(None, time.perf_counter() - start, shapes)
+                return result
             result, recorder = recorded(*args, **kwargs)
             if not recorder.learns:
                 self._count(recorder, time.perf_counter() - start, shapes)
             self._judge(recorder, grad)
         return result
 
-    def _count(self, recorder: Recorder, seconds: float, shapes: Any) -> None:
+    def _count(self, recorder: Recorder | None, seconds: float, shapes: Any) -> None:
+        """Count a call that was recorded, or made as it is."""
         if len(self._costs) >= _MOST_SHAPES:
             self._costs.clear()
         cost = self._costs.setdefault(shapes, _Cost())
-        cost.add(recorder, seconds)
+        if recorder is None:
+            cost.calls += 1
+        else:
+            cost.add(recorder, seconds)
         if cost.is_dear and len(self._dear) < _MOST_DEAR:
             self._dear.add(shapes)
+        grad, *given = shapes
+        tried = self._trial.as_they_are if recorder is None else self._trial.recorded
+        if not grad and len(tried) < _TRIALS and (recorder is None or recorder.pays):
+            tried.append(seconds / max(1, sum(math.prod(shape) for shape in given if shape is not None)))
 
     def _judge(self, recorder: Recorder, grad: bool) -> None:
         if recorder.pays:

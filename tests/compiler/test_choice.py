@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
+from snnfast._core.pytorch import current_recorder
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.usefixtures("nothing_compiled")]
 CHOICE = "snnfast.compiler.choice"
@@ -165,6 +167,41 @@ def test_loops_that_differ_although_the_inputs_are_alike_are_not_traced(
     for T in (9, 10, 11, 12, 13, 13, 13, 13):
         call(compiled, list(currents(T)))  # type: ignore[arg-type]
     assert traced() == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "by", "ways"),
+    [
+        (1.0, None, "r" * 6 + "p" * 5 + "pppp" + "ttt"),  # the first call makes a graph and is not timed
+        (2.9, None, "r" * 6 + "p" * 5 + "rrrr" + "ttt"),
+        (1.0, "recording", "r" * 18),
+    ],
+)
+@torch.no_grad()
+def test_calls_without_gradients_run_as_they_are_where_that_takes_less_time(
+    seconds: float, by: str | None, ways: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recorded call of ten steps takes 3 seconds here."""
+    monkeypatch.setattr(f"{CHOICE}._OFTEN", 14)
+    monkeypatch.setattr(f"{CHOICE}._DEAR", -1.0)
+    clock, taken = [0.0], []
+    monkeypatch.setattr(f"{CHOICE}.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def loop(x: Tensor) -> Tensor:
+        way = "t" if torch.compiler.is_dynamo_compiling() else "p" if current_recorder() is None else "r"
+        if way != "t":
+            taken.append(way)
+            clock[0] += len(x) / 10 * (seconds if way == "p" else 3.0)
+        return by_hand(x)
+
+    compiled = snnfast.compile(loop, by=by)  # type: ignore[arg-type]
+    x = currents(10)
+    for _ in range(18):
+        before = len(taken)
+        torch.testing.assert_close(compiled(x), by_hand(x))
+        if len(taken) == before:
+            taken.append("t")
+    assert "".join(taken) == ways
 
 
 def test_where_tracing_does_not_pay_a_loop_stays_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
