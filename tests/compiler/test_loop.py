@@ -171,49 +171,7 @@ def test_a_tensor_that_the_loop_lets_require_a_gradient_is_named() -> None:
     assert "requires_grad_()" in str(explain_tracing(loop, currents()))
 
 
-def test_a_change_made_at_every_step_alike_is_made_once() -> None:
-    class Clamped(Net):
-        def forward(self, x: Tensor) -> Any:
-            mem, spikes = self.lif1.reset_mem(), []
-            for step in range(x.size(0)):
-                self.fc1.weight.data.clamp_(-0.1, 0.1)
-                spk, mem = self.lif1(self.fc1(x[step]), mem)
-                spikes.append(spk)
-            return torch.stack(spikes)
-
-    net = Clamped()
-    (graph,) = snnfast.explain(net, currents()).graphs
-    assert graph.merged == ["5 steps of leaky: one unroll", "5 x linear"]
-    assert_same(snnfast.compile(net), copy.deepcopy(net), currents())
-    assert net.fc1.weight.abs().max() <= 0.1
-
-
 # ---- what it says where nothing, or not everything, is merged
-
-
-def test_a_single_step_runs_as_it_is_and_says_so_once() -> None:
-    lif = snnfast.Leaky(beta=0.9)
-    compiled, x = by_tracing(lambda x, mem: lif(x, mem)), torch.rand(3, 4)
-    message = refused(compiled, x, torch.zeros(3, 4))
-    assert "runs as it is" in message
-    assert "a single step" in message
-    assert "outside of what is compiled" in message
-    with warnings.catch_warnings(action="error"):
-        compiled(x, torch.zeros(3, 4))
-
-
-def test_a_loop_that_is_cut_at_each_step_says_so() -> None:
-    class Printing(Net):
-        def forward(self, x: Tensor) -> Any:
-            mem, spikes = self.lif1.reset_mem(), []
-            for step in range(x.size(0)):
-                spk, mem = self.lif1(self.fc1(x[step]), mem)
-                torch._dynamo.graph_break()
-                spikes.append(spk)
-            return torch.stack(spikes)
-
-    message = refused(by_tracing(Printing()), currents())
-    assert re.search(r"torch.compile cuts the code at .*test_loop.py:\d+: torch._dynamo.graph_break\(\)$", message)
 
 
 @pytest.mark.parametrize(("name", "arguments"), [("unsqueeze_", (0,)), ("t_", ())], ids=["unsqueeze_", "t_"])

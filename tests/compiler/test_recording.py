@@ -1,9 +1,7 @@
 """Loops that are recorded as they run: one graph for any number of steps, and whatever a loop does still works."""
 
 import copy
-import gc
 import operator
-import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -139,40 +137,6 @@ def test_recording_merges_what_tracing_merges(name: str) -> None:
     assert (repeated[1] > repeated[0] or refused[1] > refused[0]) == (name in LESS)
 
 
-def test_one_graph_serves_any_number_of_steps() -> None:
-    net = Net()
-    recorded = ByRecording(net)
-    for T in (11, 40, 5, 200, 11):
-        same(net, recorded, currents(T))
-    assert [plan.is_general for plan in recorded.plans if not isinstance(plan, str)] == [True]
-
-
-def test_gradients_are_those_of_the_loop() -> None:
-    net = Net().double()
-    recorded = ByRecording(net)
-    for T in (9, 12):
-        x = currents(T).double().requires_grad_()
-        found, expected = (torch.autograd.grad(f(x)[1].square().sum(), [x, *net.parameters()]) for f in (recorded, net))
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b)
-
-
-def test_compile_keeps_the_network() -> None:
-    net = Net()
-    plain = copy.deepcopy(net)
-    assert snnfast.compile(net, by="recording") is net
-    same(plain, net, currents())
-    assert net.state_dict().keys() == plain.state_dict().keys()
-    same(plain, copy.deepcopy(net), currents())
-
-
-def test_compile_decorates_a_function() -> None:
-    recorded = snnfast.compile(by_hand, by="recording")
-    assert recorded.__name__ == "by_hand"
-    for T in (8, 11):
-        same(by_hand, recorded, currents(T).requires_grad_())
-
-
 def test_a_number_that_is_equal_to_that_of_the_steps_is_not_one_of_steps() -> None:
     """Nine steps, beside nine neurons."""
     net = Net()
@@ -217,28 +181,11 @@ def test_a_function_has_sixteen_plans_at_most() -> None:
     assert len(recorded.plans) == 16
 
 
-def test_a_recorded_network_is_freed() -> None:
-    net = snnfast.compile(Net(), by="recording")
-    net(currents())
-    ref = weakref.ref(net)
-    del net
-    gc.collect()
-    assert ref() is None
-
-
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="by: expected None, 'tracing' or 'recording', got 'fast'"):
         snnfast.compile(Net(), by="fast")
     with pytest.raises(ValueError, match=r"dynamic: torch\.compile has no part in a loop that is recorded"):
         snnfast.compile(Net(), by="recording", dynamic=False)
-
-
-def test_explain() -> None:
-    text = str(snnfast.explain(Net(), currents(11), by="recording"))
-    assert "11 steps of leaky" in text
-    assert "its graph is for any number of steps" in text
-    stages = snnfast.explain(Net(), currents(11), by="recording").graphs[0].stages
-    assert "loop of 11 steps" in stages["roll"]
 
 
 # ---- numbers of steps that are compared: the masks of a padded batch
