@@ -213,18 +213,6 @@ def test_held_states() -> None:
     assert torch.equal(Izhikevich(init_hidden=True, output=True)(x[0])[1], free.unroll(x)[1][0])
 
 
-def test_reduce_counts() -> None:
-    layer, x = SoftLIF(learn_beta=True), sequence()
-    spk, mem = layer.unroll(x, record_mem=False)
-    count, last = layer.unroll(x, reduce="sum", record_mem=False)
-    assert torch.equal(count, spk.sum(0))
-    assert torch.equal(last, mem)
-    weights = torch.randn(B, N)
-    ours = torch.autograd.grad((count * weights).sum(), x)
-    theirs = torch.autograd.grad((layer.unroll(x)[0] * weights).sum(), x)
-    torch.testing.assert_close(ours, theirs)
-
-
 def test_lengths(device: torch.device) -> None:
     layer, x = AdLIF(learn_a=True).to(device), sequence(device=device)
     lengths = torch.tensor([5, 0, T], device=device)
@@ -242,15 +230,6 @@ def test_lengths(device: torch.device) -> None:
         theirs, wanted = train(lambda layer, x: layer.unroll(x, lengths=lengths), layer, padded)
     assert_all_bits_equal(results, theirs)
     torch.testing.assert_close(grads, wanted)
-
-
-@pytest.mark.parametrize("num_steps", [0, 7])
-def test_constant_input(num_steps: int, device: torch.device) -> None:
-    layer, x = AdLIF(learn_a=True).to(device), sequence(device=device)[0].detach().requires_grad_()
-    ours, theirs = layer.unroll(x, num_steps=num_steps), layer.unroll(x.expand(num_steps, B, N))
-    assert_all_bits_equal(ours, theirs)
-    if num_steps:
-        torch.testing.assert_close(torch.autograd.grad(ours[1].sum(), x), torch.autograd.grad(theirs[1].sum(), x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
@@ -322,13 +301,6 @@ def test_in_multistep() -> None:
     assert all(p.grad is not None for p in net.parameters())
     count = net(x[0], num_steps=9, reduce="sum", lengths=torch.tensor([9, 4, 0]))[0]
     assert count.shape == (B, 5)
-
-
-def test_options_are_each_layers() -> None:
-    x = sequence()
-    one, other = DecayInputLIF(), DecayInputLIF(spike_grad=surrogate.straight_through_estimator())
-    a, b = (torch.autograd.grad(layer.unroll(x)[0].sum(), x)[0] for layer in (one, other))
-    assert not torch.equal(a, b)
 
 
 def test_spike() -> None:
@@ -599,26 +571,6 @@ def test_evaluation_keeps_no_states_for_a_backward_pass(monkeypatch: pytest.Monk
     assert kept == [False, True]
 
 
-def test_what_a_step_writes_to_its_arguments_stays_in_the_step() -> None:
-    @snnfast.neuron
-    def writing(x: Tensor, v: Tensor, *, b: float = 0.5) -> Any:
-        b.mul_(0.5)  # type: ignore[attr-defined]
-        x += 1
-        return v * b, v + x
-
-    layer, x = writing(learn_b=True), torch.ones(3, 1, 2)
-    ours = layer.unroll(x)
-    assert layer.b == 0.5
-    assert torch.equal(x, torch.ones(3, 1, 2))
-    states = torch.zeros(1, 2)
-    for t in range(3):
-        spk, states = layer(x[t], states)
-        assert torch.equal(ours[0][t], spk)
-    assert torch.equal(ours[1][-1], states)
-    with snnfast.use_backend("reference"):
-        assert_all_bits_equal(ours, layer.unroll(x))
-
-
 @pytest.mark.parametrize("where", ["forward", "backward", "both"])
 @pytest.mark.parametrize("context", ["anomaly", "numpy", "double"])
 def test_contexts_of_autograd_change_nothing(context: str, where: str) -> None:
@@ -641,17 +593,6 @@ def test_contexts_of_autograd_change_nothing(context: str, where: str) -> None:
             loss = layer.unroll(x)[0].sum()
         with made() if where != "forward" else contextlib.nullcontext():
             assert torch.equal(torch.autograd.grad(loss, x)[0], wanted[0])
-
-
-def test_states_may_become_constants() -> None:
-    @snnfast.neuron
-    def forgetting(x: Tensor, s: Tensor, v: Tensor) -> Any:
-        return snnfast.spike(v - 0.5, surrogate.sigmoid(4)), torch.zeros_like(x), 0.9 * v + (s > 0).to(x.dtype) + x
-
-    x = sequence(torch.float64)
-    ours, theirs = forgetting().unroll(x), by_hand(forgetting(), x)
-    assert_all_bits_equal(ours, theirs)
-    torch.testing.assert_close(gradients_of(ours[::2], [x]), gradients_of(theirs[::2], [x]))
 
 
 def test_a_result_needs_a_gradient_where_that_of_the_loop_does() -> None:
