@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers import assert_all_bits_equal, assert_all_close, gradients_of
 from linear_checks import by_events, counting
-from loop_nets import Net, currents
 from multistep_checks import NEURONS, eighths, exact, make, of_their_own
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -199,13 +198,6 @@ def test_a_compiled_loop(name: str) -> None:
     assert (told in str(snnfast.explain(loop, x))) == (name in DONE)
     found, wanted = trained(loop, lambda: compiled(x)), trained(loop, lambda: loop.forward(x))
     assert_all_close([*found[0], *found[1]], [*wanted[0], *wanted[1]], relative=1e-6)
-
-
-def test_a_compiled_loop_of_several_layers() -> None:
-    net, x = Net(), currents()
-    compiled = snnfast.compile(net)
-    assert by_events(compiled, x)
-    assert_same(net, lambda: compiled(x))
 
 
 def test_a_compiled_loop_with_states() -> None:

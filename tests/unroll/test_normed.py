@@ -443,22 +443,6 @@ class InStepModeM(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*nothing to compile")
-def test_a_compiled_network_in_step_mode_m(calls: list[None]) -> None:
-    net, x = InStepModeM(), 2 * images(4, (16, 4, 30, 30))
-    other = copy.deepcopy(net)
-    snnfast.compile(net)
-    (spk, wanted) = found = net(x), other(x)
-    assert len(calls) == 2
-    assert wanted.any()
-    assert_bits_equal(spk, wanted)
-    assert_all_bits_equal(net.buffers(), other.buffers())
-    grads = [
-        torch.autograd.grad(s.square().sum(), list(m.parameters())) for s, m in zip(found, (net, other), strict=True)
-    ]
-    assert_all_close(grads[0], grads[1], 1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:.*nothing to compile")
 @pytest.mark.parametrize("which", ["layers", "inner", "inner.0", "inner.1"])
 def test_a_part_that_is_compiled_by_itself_stays_so(which: str, calls: list[None]) -> None:
     net, x, graphs = InStepModeM(), 2 * images(4, (16, 4, 30, 30)), []

@@ -39,8 +39,7 @@ import snnfast
 import snnfast.snntorch as snn
 from snnfast import Leaky, MultiStep, Residual, functional, use_backend
 from snnfast._core import ops
-from snnfast._images import conv2d, pool2d
-from snnfast._unroll import graph, node
+from snnfast._unroll import node
 from snnfast.compiler.backend import merge
 
 FAST = ("leaky", "Leaky")  # The other neurons share its code, and most of them belongs to a thorough run.
@@ -233,10 +232,6 @@ def test_meta_tensors_give_the_shapes(backend: str, neuron: str) -> None:
 # ---- the graph of calls of all time steps: a node for each, and the kernels of the eager call
 
 
-def convolutional() -> MultiStep:
-    return MultiStep(nn.Conv2d(1, 32, 3), Leaky(0.9), nn.MaxPool2d(2), nn.Conv2d(32, 32, 3), Leaky(0.9))
-
-
 def recording(seen: list[Any], change: Any = lambda gm: gm) -> Callable[..., Any]:
     """A backend that notes what a graph calls, and that can change it before."""
 
@@ -246,25 +241,6 @@ def recording(seen: list[Any], change: Any = lambda gm: gm) -> Callable[..., Any
         return changed.forward
 
     return backend
-
-
-@pytest.mark.needs_extension
-def test_a_graph_that_stays_as_it_is_has_a_node_for_each_call_of_the_eager_network() -> None:
-    seen: list[Any] = []
-
-    def unchanged(gm: GraphModule) -> Any:
-        merged, report = merge(gm)
-        assert merged is gm
-        assert not report.warnings
-        return merged
-
-    net, x = convolutional(), (torch.rand(9, 2, 1, 8, 8) < 0.05).float()
-    found = train(torch.compile(net, backend=recording(seen, unchanged), fullgraph=True), x)
-    assert seen.count(graph.unroll) == 2
-    assert seen.count(conv2d.conv2d) == 2
-    assert seen.count(pool2d.max_pool2d_node) == 1
-    assert not any(isinstance(t, torch._ops.HigherOrderOperator) for t in seen)
-    assert_all_bits_equal(found, train(net, x))
 
 
 @pytest.mark.needs_extension
