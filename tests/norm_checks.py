@@ -51,6 +51,25 @@ def net_of(norm: nn.Module, neurons: nn.Module, over_time: bool = False) -> Mult
     return MultiStep(norm, neurons, nn.Identity(), batch_norm_over_time=over_time)
 
 
+class Loop(nn.Module):
+    """A loop over time with a normalisation of 16 channels, neurons and a pooling behind one another."""
+
+    def __init__(self, norm: nn.Module, pool: nn.Module, reads_twice: bool = False) -> None:
+        super().__init__()
+        self.conv, self.norm, self.lif1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), norm, leaky()
+        self.pool, self.fc, self.lif2 = pool, nn.Linear(16 * 16, 3), leaky()
+        self.reads_twice = reads_twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2, spk_rec = self.lif1.reset_mem(), self.lif2.reset_mem(), []
+        for step in x:
+            spk, mem1 = self.lif1(self.norm(self.conv(step)), mem1)
+            pooled = self.pool(spk).flatten(1) * (spk.mean() if self.reads_twice else 1.0)
+            spk, mem2 = self.lif2(self.fc(pooled), mem2)
+            spk_rec.append(spk)
+        return torch.stack(spk_rec)
+
+
 Charge = Callable[[Tensor, Tensor], Tensor]  # the membrane and a current to the membrane that decides the spike
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
-from norm_checks import DTYPES, NODES, Shape, by_reference, check, images, leaky, membranes, net_of, norm_of
+from norm_checks import DTYPES, NODES, Loop, Shape, by_reference, check, images, leaky, membranes, net_of, norm_of
 from torch import Tensor, nn
 
 import snnfast
@@ -389,21 +389,6 @@ def test_the_ops_check_their_tensors() -> None:
 # ---- in a compiled loop
 
 
-class Loop(nn.Module):
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.conv, self.norm, self.lif1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), norm, leaky()
-        self.pool, self.fc, self.lif2 = nn.MaxPool2d(2), nn.Linear(16 * 16, 3), leaky()
-
-    def forward(self, x: Tensor) -> Tensor:
-        mem1, mem2, spk_rec = self.lif1.reset_mem(), self.lif2.reset_mem(), []
-        for step in x:
-            spk, mem1 = self.lif1(self.norm(self.conv(step)), mem1)
-            spk, mem2 = self.lif2(self.fc(self.pool(spk).flatten(1)), mem2)
-            spk_rec.append(spk)
-        return torch.stack(spk_rec)
-
-
 @on_both
 @pytest.mark.parametrize(
     "by", [snnfast.compile, lambda net: torch.compile(net, backend="snnfast")], ids=["recorded", "traced"]
@@ -412,7 +397,7 @@ def test_a_compiled_loop(by: Any, device: torch.device, calls: list[None]) -> No
     torch._dynamo.reset()
     x = torch.rand(4, 2, 3, 8, 8)
     norm = norm_of(torch.zeros(4, 2, 16, 8, 8))
-    net = Loop(norm)
+    net = Loop(norm, nn.MaxPool2d(2))
     layers = (net.conv, norm, net.lif1, net.pool, nn.Flatten(), net.fc, net.lif2)
     over_time = MultiStep(*(copy.deepcopy(m) for m in layers))
     compiled = by(net)
