@@ -3,7 +3,7 @@
     python examples/scaling.py
     torchrun --nproc-per-node 2 examples/scaling.py  # measures the all-reduce as well
 
-The formulas are in docs/scaling.md.
+The formulas are in `estimate`.
 """
 
 import argparse
