@@ -221,22 +221,20 @@ def _option(reads: str, *values: str, definition: str = "", change: str = "") ->
     return Source(definition, (reads,), (change,) if change else assigned, values)
 
 
+def _rebound(*values: str) -> tuple[str, ...]:
+    return tuple(f"global $n\n$n = {value}" for value in values)
+
+
+OTHER_K = "global ${n}_k\n${n}_k = $b"
 NUMBERS_OUTSIDE = {
-    "global": _outside("$n = $a", "$n", "global $n\n$n = $b"),
+    "global": _outside("$n = $a", "$n", *_rebound("$b")),
     "global of another type": _outside(
-        "$n = 1",
-        "$n",
-        *(f"global $n\n$n = {v}" for v in ("True", "1.0", "np.float32(1)", "torch.tensor(1.0)", "np.int64(1)")),
+        "$n = 1", "$n", *_rebound("True", "1.0", "np.float32(1)", "torch.tensor(1.0)", "np.int64(1)")
     ),
-    "bool": _outside("$n = True", "$n", "global $n\n$n = 1", "global $n\n$n = 1.0"),
-    "zero": _outside("$n = 0.0", "$n", "global $n\n$n = -0.0", "global $n\n$n = False", "global $n\n$n = 0"),
+    "bool": _outside("$n = True", "$n", *_rebound("1", "1.0")),
+    "zero": _outside("$n = 0.0", "$n", *_rebound("-0.0", "False", "0")),
     "half": _outside(
-        "$n = 0.5",
-        "$n",
-        *(
-            f"global $n\n$n = {v}"
-            for v in ("float('nan')", "np.float64(0.75)", "np.float32(0.75)", "torch.tensor(0.75)")
-        ),
+        "$n = 0.5", "$n", *_rebound("float('nan')", "np.float64(0.75)", "np.float32(0.75)", "torch.tensor(0.75)")
     ),
     "attribute of an option": _option("$n.a", "${n}_BOX", definition="${n}_BOX = Box(a=$a)", change="${n}_BOX.a = $b"),
     "option True": _option("$n", "True", "1", "1.0", "0.5"),
@@ -293,7 +291,7 @@ NUMBERS_OUTSIDE = {
         "$n = {1, 2}", ("len($n) * 0.25", "(1 in $n) * 0.5", "(3 in $n) + 0.25"), "$n.add(3)", "$n.discard(1)"
     ),
     "tuple": _outside(
-        "$n = collections.namedtuple('T', 'a b')($a, $b)", ("$n.a", "$n[0]"), "global $n\n$n = $n._replace(a=$b)"
+        "$n = collections.namedtuple('T', 'a b')($a, $b)", ("$n.a", "$n[0]"), *_rebound("$n._replace(a=$b)")
     ),
     "array": _outside(
         "$n = np.array([$a, 0.5])",
@@ -327,43 +325,35 @@ NUMBERS_OUTSIDE = {
         "$n.__kwdefaults__ = dict(j=$b)",
     ),
     "function attribute": _outside("def $n():\n    return $n.k\n\n\n$n.k = $a", ("$n.k", "$n()"), "$n.k = $b"),
-    "global of a function": _outside(
-        "${n}_k = $a\n\n\ndef $n():\n    return ${n}_k", "$n()", "global ${n}_k\n${n}_k = $b"
-    ),
+    "global of a function": _outside("${n}_k = $a\n\n\ndef $n():\n    return ${n}_k", "$n()", OTHER_K),
     "global of an inner function": _outside(
         "${n}_k = $a\n\n\ndef $n():\n    def inner():\n        return [${n}_k for _ in range(2)][0]\n"
         "    return inner()",
         "$n()",
-        "global ${n}_k\n${n}_k = $b",
+        OTHER_K,
     ),
     "globals()": _outside(
-        "${n}_k = $a\n\n\ndef $n():\n    return globals()['${n}_k']",
-        ("$n()", "eval('${n}_k')"),
-        "global ${n}_k\n${n}_k = $b",
+        "${n}_k = $a\n\n\ndef $n():\n    return globals()['${n}_k']", ("$n()", "eval('${n}_k')"), OTHER_K
     ),
-    "lambda": _outside("${n}_k = $a\n$n = lambda: ${n}_k * 1", "$n()", "global ${n}_k\n${n}_k = $b"),
-    "rebound function": _outside("def $n():\n    return $a", "$n()", "global $n\n$n = lambda: $b"),
+    "lambda": _outside("${n}_k = $a\n$n = lambda: ${n}_k * 1", "$n()", OTHER_K),
+    "rebound function": _outside("def $n():\n    return $a", "$n()", *_rebound("lambda: $b")),
     "partial": _outside(
         "$n = functools.partial(lambda y, k: y * k, k=$a)",
         "$n(0.5)",
         "$n.keywords['k'] = $b",
-        "global $n\n$n = functools.partial($n.func, k=$b)",
+        *_rebound("functools.partial($n.func, k=$b)"),
     ),
     "cached": _outside(
         "${n}_k = $a\n\n\n@functools.lru_cache\ndef $n(y):\n    return ${n}_k * y",
         ("$n(1)", "$n(len(x.shape))"),
-        "global ${n}_k\n${n}_k = $b",
+        OTHER_K,
         "global ${n}_k\n${n}_k = $b\n$n.cache_clear()",
     ),
     "context manager": _outside(
-        "${n}_k = $a\n\n\n@contextlib.contextmanager\ndef $n():\n    yield ${n}_k",
-        "$n().__enter__()",
-        "global ${n}_k\n${n}_k = $b",
+        "${n}_k = $a\n\n\n@contextlib.contextmanager\ndef $n():\n    yield ${n}_k", "$n().__enter__()", OTHER_K
     ),
     "dispatched": _outside(
-        "${n}_k = $a\n\n\n@functools.singledispatch\ndef $n(y):\n    return ${n}_k * y",
-        "$n(1.0)",
-        "global ${n}_k\n${n}_k = $b",
+        "${n}_k = $a\n\n\n@functools.singledispatch\ndef $n(y):\n    return ${n}_k * y", "$n(1.0)", OTHER_K
     ),
     "context variable": _outside("$n = contextvars.ContextVar('$n', default=$a)", "$n.get()", "$n.set($b)"),
     "environment": _outside(
@@ -373,7 +363,7 @@ NUMBERS_OUTSIDE = {
         "$n = torch.tensor($a)",
         ("$n", "$n.item()", "float($n)", "$n * 1.0", "$n.tolist()"),
         "$n.fill_($b)",
-        "global $n\n$n = torch.tensor($b)",
+        *_rebound("torch.tensor($b)"),
     ),
     "module": _outside(
         "class ${n}_(nn.Module):\n    k = $a\n\n    def forward(self):\n"
@@ -398,22 +388,22 @@ NUMBERS_OUTSIDE = {
     ),
 }
 FLAGS_OUTSIDE = {
-    "string": _outside("$n = 'soft'", "$n == 'soft'", "global $n\n$n = 'hard'"),
-    "flag": _outside("$n = True", ("$n", "not $n", "$n is True"), "global $n\n$n = not $n"),
-    "None": _outside("$n = None", "$n is None", "global $n\n$n = 0.5"),
+    "string": _outside("$n = 'soft'", "$n == 'soft'", *_rebound("'hard'")),
+    "flag": _outside("$n = True", ("$n", "not $n", "$n is True"), *_rebound("not $n")),
+    "None": _outside("$n = None", "$n is None", *_rebound("0.5")),
     "member": _outside("$n = {}", "'on' in $n", "$n.clear() if 'on' in $n else $n.update(on=1)"),
     "string option": _option("$n == 'hard'", "'soft'", "'hard'"),
     "training": _outside("$n = nn.Identity()", "$n.training", "$n.train(not $n.training)"),
     "has an attribute": _outside("$n = Box()", "hasattr($n, 'on')", "$n.on = 1"),
-    "is the same": _outside("$n = Box()\n${n}_first = $n", "$n is ${n}_first", "global $n\n$n = Box()"),
+    "is the same": _outside("$n = Box()\n${n}_first = $n", "$n is ${n}_first", *_rebound("Box()")),
 }
 # Functions of a tensor that change.
 FUNCTIONS_OUTSIDE = {
     "function in a dict": _outside(
         "$n = {'f': torch.relu}", "$n['f']({a})", "$n['f'] = torch.abs", "$n['f'] = torch.neg"
     ),
-    "name of a function": _outside("$n = 'relu'", "getattr(torch, $n)({a})", "global $n\n$n = 'abs'"),
-    "rebound": _outside("$n = torch.relu", "$n({a})", "global $n\n$n = torch.floor"),
+    "name of a function": _outside("$n = 'relu'", "getattr(torch, $n)({a})", *_rebound("'abs'")),
+    "rebound": _outside("$n = torch.relu", "$n({a})", *_rebound("torch.floor")),
     "function of an object": _outside("$n = Box(f=torch.sign)", "$n.f({a})", "$n.f = F.hardtanh"),
     "function as an option": _option("$n({a})", "torch.relu", "torch.abs", "torch.neg"),
     "code": _outside(
@@ -439,9 +429,7 @@ FUNCTIONS_OUTSIDE = {
     ),
     "PReLU": _outside("$n = nn.PReLU()", "$n({a})", "$n.requires_grad_(False)"),
     **{
-        wrapper: _outside(
-            f"$n = {wrapper}(lambda y: y * ${{n}}_k)\n${{n}}_k = $a", "$n({a})", "global ${n}_k\n${n}_k = $b"
-        )
+        wrapper: _outside(f"$n = {wrapper}(lambda y: y * ${{n}}_k)\n${{n}}_k = $a", "$n({a})", OTHER_K)
         for wrapper in ("torch.no_grad()", "torch.enable_grad()", "torch.compiler.disable", "torch.vmap")
     },
 }
@@ -498,7 +486,7 @@ SPIKES_OUTSIDE = {
         "$n({a})", "${n}_one", definition=_SPIKINGJELLY, change="${n}_one.alpha = abs($b) + 1"
     ),
     "surrogate": _outside(
-        "$n = surrogate.atan(2.0)", "snnfast.spike({a}, $n)", "global $n\n$n = surrogate.fast_sigmoid(4.0)"
+        "$n = surrogate.atan(2.0)", "snnfast.spike({a}, $n)", *_rebound("surrogate.fast_sigmoid(4.0)")
     ),
     "surrogate as an option": _option("$n({a})", "surrogate.atan()", "surrogate.atan(4.0)", "surrogate.triangular()"),
     "plain surrogate": _outside(
