@@ -18,7 +18,7 @@ CHECKPOINT = "snnfast, checkpoint"
 NUMBERS, SWAPPED = "snnfast, spikes as numbers", "snnfast, import changed"
 GRAPH = "snnfast, CUDA graph"
 BACKEND = "snnfast, torch.compile"
-PRODUCTS, TRACED = "snnfast, products alone", "snnfast, tracing alone"
+PRODUCTS = "snnfast, products alone"
 DENSE = "PyTorch, dense product"
 STEPS = "PyTorch, one call a step"
 APART = "snnfast, one by one"
@@ -83,10 +83,6 @@ def record(loop: Any) -> Any:
     return snnfast.compile(loop, by="recording")
 
 
-def only_trace(net: Any) -> Any:
-    return torch.compile(net, backend="eager")
-
-
 def compile_by_backend(net: Any) -> Any:
     return torch.compile(net, backend="snnfast")
 
@@ -119,10 +115,6 @@ PEERS = [
         kinds=(*NETWORKS, "compile"),
     ),
     Peer(PRODUCTS, "snntorch", make, compiled=True, kinds=("collection",)),
-    Peer(
-        TRACED, "snntorch", make, network=snntorchs_loop, looped=True, compile=only_trace, compiled=True,
-        kinds=("compile",),
-    ),
     Peer(DENSE, "torch", make, kinds=("product",)),
     Peer(STEPS, "torch", make, kinds=("norm",)),
     Peer(APART, "snnfast", make, kinds=(POOLED,)),
