@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from compiler.forms import after_merging, leaky, rolled, tensor
+from loop_nets import Net
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -14,23 +15,8 @@ from snnfast.compiler.loop import Count, Each, Of, Same
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 
-class Tutorial5(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(2, 3), nn.Linear(3, 2)
-        self.lif1, self.lif2 = snnfast.Leaky(beta=0.9), snnfast.Leaky(beta=0.9)
-
-    def forward(self, x: Tensor) -> Any:
-        mem1, mem2, out = self.lif1.reset_mem(), self.lif2.reset_mem(), []
-        for step in range(5):
-            spk1, mem1 = self.lif1(self.fc1(x[step]), mem1)
-            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
-            out.append((spk2, mem2))
-        return out
-
-
 def test_states_that_the_loop_passes_on() -> None:
-    after_merging("roll", Tutorial5(), tensor(5, 2)).expect("""\
+    after_merging("roll", Net(), tensor(5, 2, 12)).expect("""\
 loop of 5 steps
   a = x_1[t]
   b = linear(a, W_1, b_1)
@@ -133,7 +119,7 @@ loop of 5 steps
 
 
 def test_the_calls_of_the_graph_are_given_back() -> None:
-    found = rolled(Tutorial5(), tensor(5, 2))
+    found = rolled(Net(), tensor(5, 2, 12))
     (loop,) = found.loops
     given = {node: (target, args) for node, target, args in loop.unrolled()}
     assert given.keys() == found.at.keys()
