@@ -9,6 +9,8 @@ from compiler.forms import tensor
 from torch import Tensor, nn
 
 import snnfast
+from benchmarks.networks import in_loop
+from benchmarks.registry import TUTORIAL5
 from snnfast.compiler import calls
 from snnfast.compiler.printing import print_graph
 from snnfast.compiler.stages import check
@@ -33,27 +35,8 @@ def test_a_graph_is_printed_with_short_names_and_lines() -> None:
     assert text.endswith("\nreturn [exp, exp_1, exp_2]")
 
 
-class Tutorial5(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.lif1 = nn.Linear(784, 1000), snnfast.Leaky(beta=0.95)
-        self.fc2, self.lif2 = nn.Linear(1000, 10), snnfast.Leaky(beta=0.95)
-
-    def forward(self, x: Tensor) -> Any:
-        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
-        spk_rec, mem_rec = [], []
-        for _ in range(25):
-            cur1 = self.fc1(x)
-            spk1, mem1 = self.lif1(cur1, mem1)
-            cur2 = self.fc2(spk1)
-            spk2, mem2 = self.lif2(cur2, mem2)
-            spk_rec.append(spk2)
-            mem_rec.append(mem2)
-        return torch.stack(spk_rec), torch.stack(mem_rec)
-
-
 def test_the_docs_show_the_loop_as_it_is_printed() -> None:
-    (graph,) = snnfast.explain(Tutorial5(), torch.rand(2, 784)).graphs
+    (graph,) = snnfast.explain(in_loop(TUTORIAL5, lambda: snnfast.Leaky(beta=0.95)), torch.rand(2, 784)).graphs
     page = (Path(__file__).parents[2] / "docs" / "adding-a-rule.md").read_text()
     shown = page.partition("```text\n")[2].partition("```")[0].splitlines()
     assert [line.partition("  #")[0] for line in shown] == [
