@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from callables import function
 from compiler.internals import ByRecording
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -87,23 +88,15 @@ def test_a_loop_of_few_steps_has_a_graph_of_its_own() -> None:
     assert generality(spikes(2.0, made=list), (2, 2, 7, 3, 3, 7)) == [False, False]
 
 
-class Share(torch.autograd.Function):
-    """A function that is not elementwise. PyTorch gives each call of it a graph of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x / (1 + x.sum())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
+# Not elementwise. PyTorch gives each call of it a graph of its own.
+Share = function(lambda x: x / (1 + x.sum()), lambda grad, x: grad)
 
 
 @pytest.mark.parametrize(
-    ("function", "general"), [(torch.logaddexp, True), (lambda a, b: Share.apply(a + b), False)], ids=["loop", "calls"]
+    ("combine", "general"), [(torch.logaddexp, True), (lambda a, b: Share.apply(a + b), False)], ids=["loop", "calls"]
 )
 def test_what_is_repeated_is_a_loop_where_that_is_possible(
-    function: Callable[[Tensor, Tensor], Tensor], general: bool
+    combine: Callable[[Tensor, Tensor], Tensor], general: bool
 ) -> None:
-    loop = spikes(2.0, made=lambda out: torch.stack(list(itertools.accumulate(out, function))))
+    loop = spikes(2.0, made=lambda out: torch.stack(list(itertools.accumulate(out, combine))))
     assert generality(loop, (7, 12, 9)) == [general]

@@ -1,29 +1,15 @@
 """Calls of an ``autograd.Function`` that dynamo wrote out become calls again."""
 
-from typing import Any
-
-import torch
 from compiler.forms import after, steps, tensor
+from loop_ops import Plain
 from torch import Tensor
-
-
-class Spike(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, mem: Tensor) -> Tensor:
-        ctx.save_for_backward(mem)
-        return (mem > 0).float()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        (mem,) = ctx.saved_tensors
-        return grad / (1 + mem.abs()) ** 2
 
 
 def test_a_first_step_without_a_gradient_is_a_call_as_all_others() -> None:
     def loop(xs: list[Tensor], mem: Tensor, w: Tensor) -> list[Tensor]:
         found = []
         for x in xs:
-            found.append(Spike.apply(mem))
+            found.append(Plain.apply(mem))
             mem = mem + w * x
         return found
 
@@ -44,7 +30,7 @@ def test_what_is_computed_in_the_line_of_a_call_is_no_part_of_it() -> None:
         found = []
         for x in xs:
             found.append(
-                Spike.apply(mem - 1)
+                Plain.apply(mem - 1)
             )  # fmt: skip
             mem = mem + w * x
         return found

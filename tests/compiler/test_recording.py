@@ -5,6 +5,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, Literal
 
+import callables
 import numpy as np
 import pytest
 import torch
@@ -890,20 +891,13 @@ def test_a_surrogate_that_changes_is_read_at_each_call(surrogate: Any, change: C
 
 
 def test_a_function_that_needs_values_is_no_fault(recwarn: pytest.WarningsRecorder) -> None:
-    class Scaled(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x * float(x.max())
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return grad
+    scaled = callables.function(lambda x: x * float(x.max()), lambda grad, x: grad)
 
     def loop(x: Tensor) -> Tensor:
         mem = x[0] * 0
         for x_t in x:
             mem = 0.5 * mem + x_t
-        return Scaled.apply(mem)
+        return scaled.apply(mem)
 
     recorded = ByRecording(loop)
     for _ in range(3):
@@ -973,19 +967,10 @@ def test_zeros_of_both_signs_differ(zeros: tuple[float, float]) -> None:
 
 
 def test_a_function_that_draws_random_numbers_does_so_at_each_step() -> None:
-    class Noisy(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x + torch.rand_like(x)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return grad
-
-    net = Net()
+    net, noisy = Net(), callables.function(lambda x: x + torch.rand_like(x), lambda grad, x: grad)
 
     def loop(x: Tensor) -> Any:
-        return torch.stack([Noisy.apply(x[0]) for _ in range(6)]), net(x)
+        return torch.stack([noisy.apply(x[0]) for _ in range(6)]), net(x)
 
     recorded = ByRecording(loop)
     for _ in range(2):
