@@ -17,7 +17,7 @@ from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
 from snnfast.compiler.any_steps import AnySteps, with_rows_apart, with_rows_together
 from snnfast.compiler.aten import to_aten
-from snnfast.compiler.calls import LEAST, is_random, is_step, line_of, site_of
+from snnfast.compiler.calls import LEAST, is_random, line_of, site_of
 from snnfast.compiler.distribute import Distributed
 from snnfast.compiler.emit import Emitter
 from snnfast.compiler.errors import RefusedError
@@ -38,6 +38,7 @@ from snnfast.compiler.report import (
     GraphReport,
     describe,
     fail,
+    has_neurons,
     is_unconverted,
     leave_alone,
     refuse,
@@ -114,14 +115,12 @@ def executable(gm: GraphModule) -> GraphModule:
 @_undisturbed()
 def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
     """Merge what can be merged. Returns the new graph, or the old one if nothing can, and a report."""
-    first = next((n for n in gm.graph.nodes if n.op.startswith("call")), None)
-    report = GraphReport(line_of(first, with_code=False) or "a graph")
-    neurons = any(is_step(n.target) for n in gm.graph.nodes)
+    report, neurons = _report_of(gm), has_neurons(gm)
     record_backward(gm)
     try:
         if neurons or (_repeats(gm) and not is_unconverted(gm)):
             drop_sizes(gm)
-            return _merged(to_aten(gm), report, neurons), report
+            return _merged(gm, report)[0], report
         leave_alone(report, gm)
     except RefusedError as refusal:
         if neurons:
@@ -134,58 +133,6 @@ def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
         use_kernels(gm.graph)
     gm.recompile()
     return gm, report
-
-
-def _repeats(gm: GraphModule) -> bool:
-    """Whether a line of the program is in the graph several times, as that of a loop."""
-    sites = Counter(site_of(n) for n in gm.graph.nodes if n.op.startswith("call"))
-    return any(times >= LEAST for site, times in sites.items() if site.trace)
-
-
-def _merged(found: GraphModule, report: GraphReport, neurons: bool) -> GraphModule:
-    stages = Stages(report.where)
-    report.stages, report.calls_of_loop = stages.forms, _calls(found.graph)
-    parts = _distributed(found, stages, neurons)
-    report.random = any(map(is_random, found.graph.nodes))
-    emitter = Emitter(parts.rolled)
-    graph = write(parts, emitter)
-    stages.after("emit", graph)
-    describe(parts, emitter.summed, report)
-    if not report.merged:
-        raise RefusedError(why_not(report, parts.rolled.layers))
-    _lower(graph, parts, stages)
-    with_rows_apart(graph)
-    report.calls = _calls(graph)
-    return GraphModule(found, graph)
-
-
-def _distributed(found: GraphModule, stages: Stages, neurons: bool) -> Distributed:
-    """The calls of a graph as parts of loops.
-
-    Raises:
-        RefusedError: There is neither a neuron in it nor a program.
-    """
-    stages.after("aten", found.graph)
-    run_passes(found.graph, stages.after)
-    rolled = roll(facts_of(found.graph))
-    stages.after("roll", rolled)
-    parts = Distributed(rolled)
-    stages.after("distribute", rolled)
-    if not neurons and not any(isinstance(part, Program) for part in parts.parts):
-        reasons = dict.fromkeys(s.reason for s in rolled.statements if s.reason is not None)
-        raise RefusedError("; ".join([NO_NEURON, *list(reasons)[:2]]))
-    return parts
-
-
-def _lower(graph: Graph, parts: Distributed, stages: Stages) -> None:
-    """Let the calls of a new graph choose their kernels and their order in memory."""
-    outside = {memory for node in parts.facts.nodes if node.op == "placeholder" for memory in memory_of(node)}
-    if all(outside.issuperset(memory_of(node)) for node in parts.facts.written):
-        # A program that writes to its inputs would otherwise write to a copy in another order.
-        use_channels_last(graph)
-        stages.after("channels_last", graph)
-    use_kernels(graph)
-    stages.after("kernels", graph)
 
 
 class ForAnySteps(NamedTuple):
@@ -201,32 +148,68 @@ class ForAnySteps(NamedTuple):
     report: GraphReport
 
 
-def for_any_steps(gm: GraphModule, sizes: Sequence[int] = ()) -> ForAnySteps:
-    """The graph of a loop as one for any number of steps. ``sizes`` of the program follow from these.
+def for_any_steps(gm: GraphModule, sizes: Sequence[int]) -> ForAnySteps:
+    """The graph of a recorded loop as one for any number of steps. ``sizes`` of the program follow from these.
 
     Raises:
         RefusedError: Nothing in it is merged.
     """
-    report = GraphReport("a graph")
-    neurons = any(is_step(n.target) for n in gm.graph.nodes)
-    if not neurons and is_unconverted(gm):
+    if is_unconverted(gm) and not has_neurons(gm):
         raise RefusedError(UNCONVERTED)
-    drop_sizes(gm)
+    report = _report_of(gm)
+    merged, numbers = _merged(gm, report, sizes)
+    return ForAnySteps(AnySteps(executable(merged)), numbers, report)
+
+
+def _report_of(gm: GraphModule) -> GraphReport:
+    first = next((n for n in gm.graph.nodes if n.op.startswith("call")), None)
+    return GraphReport(line_of(first, with_code=False) or "a graph")
+
+
+def _repeats(gm: GraphModule) -> bool:
+    """Whether a line of the program is in the graph several times, as that of a loop."""
+    sites = Counter(site_of(n) for n in gm.graph.nodes if n.op.startswith("call"))
+    return any(times >= LEAST for site, times in sites.items() if site.trace)
+
+
+def _merged(gm: GraphModule, report: GraphReport, sizes: Sequence[int] | None = None) -> tuple[GraphModule, list[int]]:
+    """The new graph of a loop. With ``sizes`` it is for any number of steps, and takes the numbers that are returned.
+
+    Raises:
+        RefusedError: Nothing in it is merged.
+    """
     found, stages = to_aten(gm), Stages(report.where)
-    parts = _distributed(found, stages, neurons)
-    lengths = parts.rolled.lengths
-    if not lengths:
-        describe(parts, set(), report)
-        raise RefusedError(why_not(report, parts.rolled.layers))
-    numbers = list(dict.fromkeys([*lengths, *sizes]))
-    emitter = Emitter(parts.rolled, numbers)
+    report.stages, report.calls_of_loop = stages.forms, _calls(found.graph)
+    stages.after("aten", found.graph)
+    run_passes(found.graph, stages.after)
+    rolled = roll(facts_of(found.graph))
+    stages.after("roll", rolled)
+    parts = Distributed(rolled)
+    stages.after("distribute", rolled)
+    report.random = any(map(is_random, found.graph.nodes))
+    if not has_neurons(gm) and not any(isinstance(part, Program) for part in parts.parts):
+        reasons = dict.fromkeys(s.reason for s in rolled.statements if s.reason is not None)
+        raise RefusedError("; ".join([NO_NEURON, *list(reasons)[:2]]))
+    numbers = [] if sizes is None else list(dict.fromkeys([*rolled.lengths, *sizes]))
+    emitter = Emitter(rolled, numbers)
     graph = write(parts, emitter)
+    stages.after("emit", graph)
     describe(parts, emitter.summed, report)
     if not report.merged:
-        raise RefusedError(why_not(report, parts.rolled.layers))
-    _lower(graph, parts, stages)
-    with_rows_together(graph)
-    return ForAnySteps(AnySteps(executable(GraphModule(found, graph))), numbers, report)
+        raise RefusedError(why_not(report, rolled.layers))
+    outside = {memory for node in parts.facts.nodes if node.op == "placeholder" for memory in memory_of(node)}
+    if all(outside.issuperset(memory_of(node)) for node in parts.facts.written):
+        # A program that writes to its inputs would otherwise write to a copy in another order.
+        use_channels_last(graph)
+        stages.after("channels_last", graph)
+    use_kernels(graph)
+    stages.after("kernels", graph)
+    if sizes is None:
+        with_rows_apart(graph)
+    else:
+        with_rows_together(graph)
+    report.calls = _calls(graph)
+    return GraphModule(found, graph), numbers
 
 
 def write(parts: Distributed, emitter: Emitter) -> Graph:

@@ -105,6 +105,11 @@ def fail(report: GraphReport, error: str) -> None:
     ]
 
 
+def has_neurons(gm: GraphModule) -> bool:
+    """Whether there is a step of a neuron of ours in a graph."""
+    return any(is_step(n.target) for n in gm.graph.nodes)
+
+
 def is_unconverted(gm: GraphModule) -> bool:
     """Whether layers in a graph are snnTorch's own, of those that could be on the kernels."""
     traces = {n.stack_trace or "" for n in gm.graph.nodes}
@@ -132,8 +137,7 @@ def leave_alone(report: GraphReport, gm: GraphModule, reason: str = NO_NEURON) -
     """Enter a graph without a step of ours. It may be another part of a program, such as an optimizer: no warning."""
     report.unrolled = sum(is_unroll(n.target) for n in gm.graph.nodes)
     report.refused = nothing_to_compile(report.unrolled) if report.unrolled else reason
-    inner = (m.graph for m in gm.modules() if isinstance(m, GraphModule))
-    if any(is_step(n.target) for graph in inner for n in graph.nodes):
+    if any(has_neurons(m) for m in gm.modules() if isinstance(m, GraphModule)):
         refuse(report, "its steps are in calls that have their own graphs, such as checkpointing at each step")
     elif is_unconverted(gm):
         report.unconverted = True
