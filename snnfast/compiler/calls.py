@@ -4,7 +4,6 @@ import contextlib
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -153,14 +152,8 @@ def line_of(node: Node | None, with_code: bool = True) -> str:
 
 
 def _line_in(trace: str, with_code: bool = True) -> str:
-    stack = []
-    for frame, code in pairwise([*trace.strip().splitlines(), ""]):
-        if frame.strip().startswith("File "):
-            file, number, *_ = frame.strip().removeprefix("File ").split(", ")
-            code = code.strip()
-            code = "" if code.startswith("File") or not with_code else code
-            stack.append((file.strip('"'), number.removeprefix("line "), code))
-    return user_line(reversed(stack))
+    frames = reversed(_FRAME.findall(trace))
+    return user_line((file, number, code.strip() if with_code else "") for file, number, code in frames)
 
 
 Frames = tuple[tuple[str, int], ...]
@@ -168,10 +161,11 @@ Frames = tuple[tuple[str, int], ...]
 
 def frames_of(node: Node) -> Frames:
     """File and line of each frame that a node comes from, outermost first."""
-    return tuple((file, int(line)) for file, line in _FRAME.findall(node.stack_trace or ""))
+    return tuple((file, int(line)) for file, line, _ in _FRAME.findall(node.stack_trace or ""))
 
 
-_FRAME = re.compile(r'File "(.*?)", line (\d+)')
+_FRAME = re.compile(r'File "(.*?)", line (\d+).*(?:\n(?!\s*File ")(.*))?')
+"""File, number and code of a frame."""
 
 
 def user_line(stack: Iterable[tuple[str, Any, str]]) -> str:

@@ -3,6 +3,7 @@
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -224,36 +225,31 @@ class Emitter(Writer):
         if key in self._stacked:
             return self._stacked[key]
         found: list[Node] = []
-        rest: list[Node] = []
-        for statement, first, some in self._pieces(nodes):
-            if statement is None or (len(some) == 1 and len(nodes) > 1):
-                rest += some
-                continue
-            if rest:
-                found.append(self.call(aten.stack.default, [self.get(n) for n in rest]))
-                rest = []
-            whole, length = self.whole(statement), statement.part.length(statement)
-            if len(some) < length:
-                whole = self.call(operator.getitem, whole, span(first, first + len(some), length))
-            found.append(whole)
-        if rest:
-            found.append(self.call(aten.stack.default, [self.get(n) for n in rest]))
+        alone = 1 if len(nodes) > 1 else 0  # a single row of a tensor is stacked with its neighbours
+        for stacked, pieces in groupby(self._pieces(nodes), lambda p: p.statement is None or len(p.nodes) == alone):
+            if stacked:
+                found.append(self.call(aten.stack.default, [self.get(n) for piece in pieces for n in piece.nodes]))
+            else:
+                found += map(self._rows_of, pieces)
         made = found[0] if len(found) == 1 else self.call(aten.cat.default, found)
         if not any(n in self.facts.written for n in nodes):
             self._stacked[key] = made
         return made
 
+    def _rows_of(self, piece: Piece) -> Node:
+        statement, first, nodes = piece
+        assert statement is not None
+        whole, length = self.whole(statement), statement.part.length(statement)
+        if len(nodes) == length:
+            return whole
+        return self.call(operator.getitem, whole, span(first, first + len(nodes), length))
+
     def _pieces(self, nodes: list[Node]) -> list[Piece]:
         found: list[Piece] = []
         for node in nodes:
             statement, number = self.place(node) or (None, 0)
-            last = found[-1] if found else None
-            if (
-                last is not None
-                and statement is not None
-                and last.statement is statement
-                and number == last.first + len(last.nodes)
-            ):
+            last = found[-1] if found else Piece(None, 0, [])
+            if statement is not None and (statement, number) == (last.statement, last.first + len(last.nodes)):
                 last.nodes.append(node)
             else:
                 found.append(Piece(statement, number, [node]))

@@ -77,9 +77,7 @@ def compile(net: Any, *, by: str | None = None, **options: Any) -> Any:
         >>> net(torch.rand(25, 128, 784)).shape
         torch.Size([25, 128, 10])
     """
-    net = _checked(net)
-    if by not in (None, TRACING, RECORDING):
-        raise ValueError(f"by: expected None, {TRACING!r} or {RECORDING!r}, got {by!r}")
+    net = _checked(net, by)
     if options and by == RECORDING:
         raise ValueError(f"{next(iter(options))}: torch.compile has no part in a loop that is recorded; leave it out")
     by = TRACING if options else by
@@ -108,10 +106,12 @@ def _at_once(net: nn.Module | None) -> tuple[int, Compiled]:
     return layers, at_once.call
 
 
-def _checked(net: Any) -> Any:
+def _checked(net: Any, by: str | None) -> Any:
     """The function or network that is given; the network itself where ``torch.compile`` has wrapped it."""
     if not callable(net):
         raise TypeError(f"net: expected a torch.nn.Module or a function, got {type(net).__name__}")
+    if by not in (None, TRACING, RECORDING):
+        raise ValueError(f"by: expected None, {TRACING!r} or {RECORDING!r}, got {by!r}")
     return net._orig_mod if isinstance(net, torch._dynamo.OptimizedModule) else net
 
 
@@ -171,9 +171,7 @@ def explain(net: Any, *inputs: Any, by: str | None = None, **named: Any) -> Expl
         >>> print(snnfast.explain(loop, torch.rand(5, 3), torch.zeros(3)).graphs[0].merged[0])
         5 steps of leaky: one unroll
     """
-    net = _checked(net)
-    if by not in (None, TRACING, RECORDING):
-        raise ValueError(f"by: expected None, {TRACING!r} or {RECORDING!r}, got {by!r}")
+    net = _checked(net, by)
 
     def function() -> Compiled:
         """The function to call; of a network, that of a new copy."""

@@ -52,7 +52,7 @@ def take_in_first(program: Program, row: Row, is_free: Callable[[Node], bool]) -
         return
     for statement, found in of_body.items():
         same = [n for n, v in of_calls.items() if v == found and n in peeled and n not in members and is_free(n)]
-        same = [n for n in same if signature_of(n) == signature_of(program.sample(statement))]
+        same = [n for n in same if signature_of(n) == signature_of(program.samples[statement])]
         if statement not in row and found is not None and same:
             row[statement] = same[0]
             members.add(same[0])
@@ -75,7 +75,10 @@ def _read_by_first(
 
     The branch of a first step, as in ``if mem is None: mem = x``, may be ``anywhere`` in the user's code.
     """
-    sites, contexts = {_site(n) for n in program.samples}, [n.meta["context"] for n in program.samples]
+    sites, contexts = (
+        {_site(n) for n in program.samples.values()},
+        [n.meta["context"] for n in program.samples.values()],
+    )
     members, every = set(row.values()), program.series
     constants = {a.value for a in program.constants}
     series: list[Node | None] = [None] * len(every)

@@ -36,14 +36,13 @@ def separate(emitter: Emitter, output: Node) -> Any:
             return made
         if not needs_grad and emitter.records and value(made).is_floating_point():
             made = copies[old] = emitter.call(aten.detach.default, made)
-        (memory, *_), storage = memory_of(old), storage_of(value(made))
-        by, others = shared.setdefault(storage, (old, memory))
+        memory = memory_of(old)[0]
+        by, others = shared.setdefault(storage_of(value(made)), (old, memory))
         if memory != others and value(made).numel() and not _are_parts(made, emitter.get(by)):
             made = copies[old] = emitter.call(aten.clone.default, made)
-            storage = storage_of(value(made))
         elif value(old).is_contiguous() and not value(made).is_contiguous():  # the caller may take a view of it
             made = copies[old] = emitter.call(aten.contiguous.default, made)
-            storage = storage_of(value(made))
+        storage = storage_of(value(made))
         if now.setdefault(memory, storage) != storage:
             made = copies[old] = _view_of(emitter, old, now[memory], copies)
         return made

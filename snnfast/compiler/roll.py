@@ -158,8 +158,7 @@ class _Search:
     def _key(self, node: Node) -> Any:
         if node not in self._keys:
             index = index_of(node)
-            whole = series_key(node) if index is None else ("index", *index[:2], node.meta["context"])
-            self._keys[node] = whole
+            self._keys[node] = series_key(node) if index is None else ("index", *index[:2], node.meta["context"])
         return self._keys[node]
 
     def _is_free(self, node: Any) -> bool:

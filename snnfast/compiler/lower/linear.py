@@ -63,13 +63,10 @@ def _passes_on(reader: Node, node: Node) -> bool:
 def _inputs(spk: Node, node: Node) -> int | None:
     """How many last dimensions of a step are merged into the last one of ``node``, which has the same elements."""
     found, given = value(spk), value(node)
-    if given.dim() < 2:
-        return None
-    count: int | None = 1
-    wanted = size_of(given, -1)
-    for dims in range(1, found.dim()):
+    wanted, count = size_of(given, -1), 1
+    for dims in range(1, found.dim() if given.dim() > 1 else 0):
         size = size_of(found, -dims)
-        if wanted is None or size is None or count is None:
+        if wanted is None or size is None:
             return None
         count *= size
         if count == wanted:

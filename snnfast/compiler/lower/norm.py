@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from snnfast._core.ops import has_cpu_kernels, has_norm
 from snnfast._images.batch_norm import batch_norm, update_averages
@@ -47,9 +48,10 @@ def fuse_norm(writer: Writer, unroll: Node) -> bool:
         return False
     if has_linear and has_cpu_kernels(device):  # it takes the spikes as bits
         return False
-    changed, node = _averages(norm), norm.next
+    averages = {a for a in pytree.tree_leaves(norm.args[3:5]) if isinstance(a, Node)}  # which the call changes
+    node = norm.next
     while node is not unroll:
-        if node in writer.effects or changed.intersection(node.all_input_nodes):
+        if node in writer.effects or averages.intersection(node.all_input_nodes):
             return False
         node = node.next
     x, *others = norm.args
@@ -93,11 +95,3 @@ def fuse_pool(writer: Writer, unroll: Node, spk: Node) -> bool:
     for node in (back, pool, flat):
         writer.graph.erase_node(node)
     return True
-
-
-def _averages(norm: Node) -> set[Node]:
-    """The running averages, which the call changes."""
-    every: list[Any] = []
-    for given in norm.args[3:5]:
-        every += given if isinstance(given, list | tuple) else [given]
-    return {node for node in every if isinstance(node, Node)}

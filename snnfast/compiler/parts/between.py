@@ -24,7 +24,7 @@ class Layer:
     Attributes:
         statements: In the order in which they run.
         products: The products that they take the results of, each with the pieces of its result.
-        samples: One call of each statement.
+        samples: One call of each statement of the program.
     """
 
     statements: list[Statement]
@@ -50,8 +50,8 @@ def layers_of(part: Any) -> list[Layer]:
     Raises:
         UnmergedError: There are none. The message is the reason.
     """
-    samples = dict(zip(part.statements, part.samples, strict=True))
-    products = _products(part, samples)
+    samples: dict[Statement, Node] = part.samples
+    products = _products(part)
     # Each statement leads to another one of its set; the last one leads to itself.
     ends: dict[Statement, Statement] = {s: s for s in part.statements}
 
@@ -102,22 +102,23 @@ def layers_of(part: Any) -> list[Layer]:
     return [found[key] for key in sorted(found, key=lambda key: key[0])]
 
 
-def _products(part: Any, samples: dict[Statement, Node]) -> dict[Statement, list[Statement]]:
+def _products(part: Any) -> dict[Statement, list[Statement]]:
     """The products, each with the pieces of its result, or with itself."""
-    found: dict[Statement, list[Statement]] = {s: [] for s in part.products if product_of(samples[s]) is not None}
+    found: dict[Statement, list[Statement]] = {s: [] for s in part.products if product_of(part.samples[s]) is not None}
     for s in part.statements:
         if s in part.products and s not in found:
             found[part.args[s][0].statement].append(s)
     for product, pieces in found.items():
         if pieces:
-            _check_pieces(part, samples, product, pieces)
+            _check_pieces(part, product, pieces)
         else:
             pieces.append(product)
     return {s: found[s] for s in part.statements if s in found}
 
 
-def _check_pieces(part: Any, samples: dict[Statement, Node], product: Statement, pieces: list[Statement]) -> None:
+def _check_pieces(part: Any, product: Statement, pieces: list[Statement]) -> None:
     """Put the pieces of a result in order, and check that they are all of it, and alike."""
+    samples = part.samples
     given = {s: arguments(samples[s]) for s in pieces}
     pieces.sort(key=lambda s: given[s]["start"])
     whole, width = value(samples[product]), value(samples[pieces[0]]).shape[-1]

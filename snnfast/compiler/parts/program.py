@@ -59,10 +59,10 @@ class Program(Part):
 
     def __init__(self, statements: Sequence[Statement], rows: list[Row], model: Row, products: set[Statement]) -> None:
         self.statements, self.rows, self.products = list(statements), rows, products
-        self.samples = [model[s] for s in statements]
+        self.samples = {s: model[s] for s in statements}
         self.args: dict[Statement, list[Any]] = {}
         own = [s for s in statements if s not in products]
-        self.layers = [Layer(own, {}, dict(zip(self.statements, self.samples, strict=True)))]
+        self.layers = [Layer(own, {}, self.samples)]
         self.fused = False
         self._call: Any = None
         self._results: dict[int, Node] = {}
@@ -117,7 +117,7 @@ class Program(Part):
         return len(self.rows)
 
     def _own(self) -> list[Node]:
-        return [n for s, n in zip(self.statements, self.samples, strict=True) if s not in self.products]
+        return [n for s, n in self.samples.items() if s not in self.products]
 
     @property
     def shape(self) -> torch.Size:
@@ -130,7 +130,7 @@ class Program(Part):
 
     @property
     def device(self) -> torch.device:
-        return tensors_of(self.samples[0])[0].device
+        return tensors_of(self.samples[self.statements[0]])[0].device
 
     @property
     def context(self) -> Any:
@@ -165,9 +165,6 @@ class Program(Part):
         """The statements whose results may be read outside, layer after layer."""
         return [s for layer in self.layers for s in layer.outputs()]
 
-    def sample(self, statement: Statement) -> Node:
-        return self.samples[self.statements.index(statement)]
-
     # ---- as a step function
 
     def step_program(self, layer: Layer, outputs: Sequence[Statement]) -> StepProgram:
@@ -200,7 +197,7 @@ class Program(Part):
 
     def _node(self, a: Of | Each | Same) -> Node:
         """Some node that stands for an argument."""
-        return self.sample(a.statement) if isinstance(a, Of) else a.rows[0] if isinstance(a, Each) else a.value
+        return self.samples[a.statement] if isinstance(a, Of) else a.rows[0] if isinstance(a, Each) else a.value
 
     def check(self) -> None:
         """Check that a program can compute it.
@@ -232,7 +229,7 @@ class Program(Part):
         self.layers = layers_of(self)
 
     def _check_product(self, statement: Statement) -> None:
-        node = self.sample(statement)
+        node = self.samples[statement]
         name = name_of(node.target)
         found = product_of(node)
         if self.device.type != "cpu" or (found is None and not is_piece(node)):
@@ -251,7 +248,7 @@ class Program(Part):
 
     def _operands(self, product: Statement) -> list[Any]:
         """The operands of a product: a result, a weight, and a bias, if it has one."""
-        node = self.sample(product)
+        node = self.samples[product]
         args = dict(zip(pytree.tree_leaves((node.args, node.kwargs)), self.args[product], strict=True))
         return [args[a] for a in product_of(node)[1:]]  # type: ignore[index]
 
@@ -279,7 +276,7 @@ class Program(Part):
                 of = [source.statement in (*other.statements, *other.inputs()) for other in self.layers].index(True)
                 now = source.back == 0
                 place = of_layers[of].index(source.statement) if now else self._states_of(self.layers[of]).index(source)
-                name = product_of(self.sample(product))[0]  # type: ignore[index]
+                name = product_of(self.samples[product])[0]  # type: ignore[index]
                 made = Product(name, Source(of, place, now), number, *map(self.constants.index, weights))
                 products.append(made._replace(pieces=len(pieces)))
         counts = len(self.series), len(self.states), len(self.constants)
@@ -303,8 +300,8 @@ class Program(Part):
         )
         step, record = orders_of(value(given[0]) if series and not self.products else None, shape)
         options = {"dtype": self.dtype, "device": self.device}
-        wanted: list[Any] = [((self.steps, *value(self.sample(s)).shape), record) for s in self.outputs()]
-        wanted += [(tuple(value(self.sample(a.statement)).shape), step) for a in self.states]
+        wanted: list[Any] = [((self.steps, *value(self.samples[s]).shape), record) for s in self.outputs()]
+        wanted += [(tuple(value(self.samples[a.statement]).shape), step) for a in self.states]
         found = [fake_call(torch.empty_permuted, args, options, to.mode) for args in wanted]
         node.meta |= {"example_value": tuple(found), "context": to.context}
         self._call = node
@@ -352,7 +349,7 @@ class Program(Part):
                 return
 
     def describe(self) -> Iterator[str]:
-        name = f"{self.steps} steps of {len(self.statements)} calls{at_line(self.samples[0])}"
+        name = f"{self.steps} steps of {len(self.statements)} calls{at_line(self.samples[self.statements[0]])}"
         how = ", with the linear behind it" * self.fused
         if self.products:
             calls = sorted({name_of(p.node.target) for layer in self.layers for p in layer.products})

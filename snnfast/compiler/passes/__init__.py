@@ -15,13 +15,12 @@ from snnfast.compiler.passes import (
     functionalize,
     gates,
     idempotent,
-    outputs,
     repeats,
     unstack,
 )
 
 PASSES = (
-    functionalize, unstack, idempotent, bodies, repeats, cse, counts, asserts, connections, concat, gates, dead, outputs
+    functionalize, unstack, idempotent, bodies, repeats, cse, counts, asserts, connections, concat, gates, dead
 )  # fmt: skip
 """In this order: calls are compared once nothing is changed in place, and removed when nothing needs them."""
 

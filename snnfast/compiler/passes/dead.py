@@ -6,7 +6,8 @@
     exp = exp(x)                      output exp
     output exp
 
-A dead call stays where a call of its site is needed at another step: so the last step of a loop is like the others.
+A dead call stays where a call of its site is needed at another step: so the last step of a loop is like the others, and
+each step of a neuron layer has all its results.
 """
 
 from collections.abc import Callable

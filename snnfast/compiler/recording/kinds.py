@@ -207,10 +207,7 @@ class Kinds(dict[Any, Kind]):
         if device is not None:
             kind.likes = tuple([like.but(device=device) for like in kind.likes])
         for t, like in zip(fakes, before, strict=True):
-            try:
-                now = None if like is None else like_of(t)
-            except RuntimeError as error:
-                raise NeedsValueError(str(error)) from None
+            now = None if like is None else known_of(t)
             if like is not None and now is not None and now != like:
                 if t is not given[0] or now.but(requires_grad=like.requires_grad, is_leaf=like.is_leaf) != like:
                     raise NeedsValueError(f"{getattr(func, '__name__', func)} changes what is known of a tensor")

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -32,19 +31,11 @@ def entered(grad: bool, wanted: Modes | None, ambient: Modes) -> Iterator[None]:
             yield
         return
     with contextlib.ExitStack() as stack:
-        for enter in switches(wanted, ambient):
-            stack.enter_context(enter())
+        if wanted[0] != ambient[0]:
+            stack.enter_context(torch.inference_mode(wanted[0]))
+        for device in _DEVICES:
+            now, before = dict(wanted[1]).get(device), dict(ambient[1]).get(device)
+            if now != before:
+                stack.enter_context(torch.autocast(device, now, enabled=now is not None))
         stack.enter_context(torch.set_grad_enabled(grad))
         yield
-
-
-def switches(wanted: Modes, ambient: Modes) -> list[Any]:
-    """Functions that make the contexts which lead from the ambient modes to others."""
-    found: list[Any] = []
-    if wanted[0] != ambient[0]:
-        found.append(lambda: torch.inference_mode(wanted[0]))
-    for device in _DEVICES:
-        now, before = dict(wanted[1]).get(device), dict(ambient[1]).get(device)
-        if now != before:
-            found.append(lambda device=device, now=now: torch.autocast(device, now, enabled=now is not None))
-    return found
