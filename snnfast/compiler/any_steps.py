@@ -21,6 +21,7 @@ from snnfast.compiler.calls import (
     literal,
     module_of,
     name_of,
+    overlaps,
     storage_of,
     tensors_of,
     value,
@@ -77,7 +78,7 @@ def with_rows_apart(graph: Graph) -> None:
 def _own_row(node: Any, returned: list[Any]) -> Any:
     """A row in memory of its own, unless another result is a view of it."""
     rows = _of_unbind(node, 0)
-    if rows is None or _overlaps(value(node)) or sum(a is node for a in returned) > 1:
+    if rows is None or overlaps(value(node)) or sum(a is node for a in returned) > 1:
         return node
     others = [
         a for a in returned if isinstance(a, Node) and a is not node and (_of_unbind(a, 0) or (None,))[0] is not rows[0]
@@ -92,11 +93,6 @@ def _own_row(node: Any, returned: list[Any]) -> Any:
     # A loss of the graph has the gradient of the row that is returned.
     node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
     return made
-
-
-def _overlaps(t: Tensor) -> bool:
-    """Whether several elements are one place in memory, so that PyTorch lets nobody change them."""
-    return any(stride == 0 and size > 1 for size, stride in zip(t.shape, t.stride(), strict=True))
 
 
 def _of_unbind(node: Any, number: int) -> tuple[Node, int] | None:
@@ -156,6 +152,6 @@ class AnySteps:
             rows = entry if isinstance(entry, list | tuple) else [entry]
             # The caller may change a row in place, which autograd does not allow of the results of ``unbind``.
             found += (
-                [row if _overlaps(row) else row.clone() for row in rows] if rows is entry and not is_shared else rows
+                [row if overlaps(row) else row.clone() for row in rows] if rows is entry and not is_shared else rows
             )
         return found

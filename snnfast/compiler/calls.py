@@ -53,6 +53,11 @@ def storage_of(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
+def overlaps(tensor: Tensor) -> bool:
+    """Whether several elements are one place in memory, so that PyTorch lets nobody change them."""
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def index_of(node: Node) -> tuple[Node, int, int] | None:
     """The tensor that a node is a part of, the dimension, and the index from the front; ``None`` for other nodes."""
     if node.target is operator.getitem and node.args[0].target is aten.unbind.int:  # type: ignore[union-attr]

@@ -8,7 +8,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from snnfast.compiler.calls import aten, fake_call, signature_of, storage_of, tensors_of, value
+from snnfast.compiler.calls import aten, fake_call, overlaps, signature_of, storage_of, tensors_of, value
 from snnfast.compiler.emit import Emitter
 from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.memory import memory_of
@@ -81,10 +81,8 @@ def _leave_out_copies(emitter: Emitter, output: Node) -> None:
     claimed = {storage_of(t) for n in nodes for t in tensors_of(n)}
     for made in emitter.copies:
         source: Any = made.args[0]
-        t = value(source)
-        # A tensor whose elements share memory, as after expand, can't be changed in place: its copy stays.
-        overlaps = any(step == 0 and n != 1 for step, n in zip(t.stride(), t.shape, strict=True))
-        if overlaps or storage_of(value(source)) in claimed:
+        # What overlaps, as after expand, can't be changed in place: its copy stays.
+        if overlaps(value(source)) or storage_of(value(source)) in claimed:
             continue
         claimed.add(storage_of(value(source)))
         before = storage_of(value(made))

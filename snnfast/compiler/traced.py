@@ -113,13 +113,13 @@ def _why_it_does_not_pay(reports: Sequence[GraphReport], left: dict[str, str]) -
 
     Whatever is merged pays, and even the calls that are repeated are shorter in a graph.
     """
-    if not any(report.merged for report in reports if report.refused is None):
-        warned = [report for report in reports if report.warnings] or list(reports[:1])
-        layers = sum(report.unrolled for report in reports)
-        if layers and not any(report.warnings for report in reports):
-            return nothing_to_compile(layers)
-        # Where layers were left, the others are converted already: that advice would not help.
-        refused = [str(report.refused) for report in warned if not (left and report.unconverted)]
-        unconverted = [f"{layer or 'it'}: {reason}" for layer, reason in left.items()]
-        return "; ".join(list(dict.fromkeys([*unconverted, *refused]))[:3])
-    return None
+    if any(report.merged for report in reports if report.refused is None):
+        return None
+    warned = [report for report in reports if report.warnings]
+    layers = sum(report.unrolled for report in reports)
+    if layers and not warned:
+        return nothing_to_compile(layers)
+    # Where layers were left, the others are converted already: that advice would not help.
+    refused = [str(report.refused) for report in warned or reports[:1] if not (left and report.unconverted)]
+    unconverted = [f"{layer or 'it'}: {reason}" for layer, reason in left.items()]
+    return "; ".join(list(dict.fromkeys([*unconverted, *refused]))[:3])

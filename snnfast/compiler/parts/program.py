@@ -82,8 +82,6 @@ class Program(Part):
     @property
     def states(self) -> list[Of]:
         """Results that the next step reads, each with what the first step reads in its place; layer after layer."""
-        if len(self.layers) == 1:
-            return self._given(Of, back=1)
         return [a for layer in self.layers for a in self._states_of(layer)]
 
     def _states_of(self, layer: Layer) -> list[Of]:
@@ -104,11 +102,7 @@ class Program(Part):
 
     def reads(self) -> list[Node]:
         begins = [n for n in self.begins() if isinstance(n, Node)]
-        return [
-            *itertools.chain.from_iterable(a.rows for a in self.series),
-            *begins,
-            *(a.value for a in self.constants),
-        ]
+        return [*(n for a in self.series for n in a.rows), *begins, *(a.value for a in self.constants)]
 
     # ---- what it is
 
@@ -147,19 +141,15 @@ class Program(Part):
         """Let its calls be those of the statements, and let go of the other calls that these had."""
         gone = {node for s in self.statements for node in s.calls}
         for statement in self.statements:
-            first = next(s - t for t, s in enumerate(self._steps_of(statement)) if s is not None)
+            steps = dict(zip(statement.calls, statement.steps, strict=True))
             numbers = {row[statement]: t for t, row in enumerate(self.rows) if statement in row}
+            first = next(steps[node] - t for node, t in numbers.items() if node in steps)
             statement.calls, statement.steps = list(numbers), [first + t for t in numbers.values()]
             statement.part, statement.reason = self, None
             rolled.at |= {node: (statement, t) for node, t in numbers.items()}
             gone.difference_update(numbers)
         for node in gone:
             del rolled.at[node]
-
-    def _steps_of(self, statement: Statement) -> list[int | None]:
-        """The step of the loop of each call that the statement had before."""
-        steps = dict(zip(statement.calls, statement.steps, strict=True))
-        return [steps.get(row.get(statement)) for row in self.rows]  # type: ignore[arg-type]
 
     def outputs(self) -> list[Statement]:
         """The statements whose results may be read outside, layer after layer."""
@@ -254,8 +244,7 @@ class Program(Part):
 
     def source_of(self, product: Statement) -> Of:
         """The result that a product takes."""
-        found: Of = self._operands(product)[0]
-        return found
+        return self._operands(product)[0]  # type: ignore[no-any-return]
 
     def read_by_products(self) -> set[Statement]:
         """The statements whose results of the same step are in products."""

@@ -22,7 +22,7 @@ from snnfast.compiler.backend import merge
 from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.recording.form import Form, UnknownFormError
 from snnfast.compiler.recording.functions import hook
-from snnfast.compiler.recording.kinds import Kinds, uncollected
+from snnfast.compiler.recording.kinds import Kinds
 from snnfast.compiler.recording.lines import Lines
 from snnfast.compiler.recording.modes import modes
 from snnfast.compiler.recording.plans import Plan, plan_for_any_steps, plan_for_its_steps, write
@@ -284,8 +284,7 @@ def _made(
     make: Callable[[Form, Kinds, Sequence[Lines]], Plan], form: Form, kinds: Kinds, recorder: Recorder
 ) -> Plan | _NoPlan:
     try:
-        with uncollected():
-            plan = make(form, kinds, recorder.lines)
+        plan = make(form, kinds, recorder.lines)
     except UnknownFormError as error:
         return _NoPlan(str(error))
     except RefusedError as error:

@@ -38,10 +38,14 @@ class EachGiven(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A result of a call outside of any loop. A negative number counts from the last result."""
+    """A result of a call outside of any loop: at step ``q`` the one of this number, plus ``stride * q``.
+
+    A negative number counts from the last result. The results of ``unbind`` have a stride in a loop.
+    """
 
     place: int
     number: int
+    stride: int = 0
 
 
 class Row(NamedTuple):
@@ -78,14 +82,6 @@ class Rows(NamedTuple):
     last: int
     back: bool
     number: int
-
-
-class Entry(NamedTuple):
-    """Another result of one call at every step, such as of ``unbind``."""
-
-    place: int
-    first: int
-    stride: int
 
 
 class Counted(NamedTuple):
@@ -400,7 +396,7 @@ class Form:
             if place is not None:
                 raise UnknownFormError("other results of one call at every step, in a loop")
             first = a & LOW
-            return Entry(self.folded.place(a >> AT), first if stride > 0 else first - results, stride)
+            return Result(self.folded.place(a >> AT), first if stride > 0 else first - results, stride)
         middle = a + stride * (run.steps // 2)
         other, step, offset = self._position(a, middle)
         if other is None or abs(stride) != self.runs[other].period << AT:

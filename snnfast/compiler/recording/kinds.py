@@ -1,7 +1,6 @@
 """Kinds of recorded calls: what they return, found once on fake tensors."""
 
 import contextlib
-import gc
 import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -32,18 +31,6 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         log.disabled = before
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Let Python collect no garbage: a graph is many objects, all of which stay, and a collection looks at each."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 class Hole:

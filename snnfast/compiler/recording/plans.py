@@ -17,7 +17,6 @@ from snnfast.compiler.recording.form import (
     Constant,
     Counted,
     EachGiven,
-    Entry,
     Form,
     Given,
     Inside,
@@ -288,11 +287,9 @@ class _Writer:
         if t is EachGiven:
             return self._graph.call_function(operator.getitem, (self._inputs[a.number], q))
         if t is Result:
-            return self._result(self._made["at", a.place], a.number)
+            return self._result(self._made["at", a.place], a.number + a.stride * q)
         if t is Row:
             return self._row(a.run, a.offset, a.step if a.step >= 0 else self._steps[a.run] + a.step, a.number)
-        if t is Entry:
-            return self._result(self._made["at", a.place], a.first + a.stride * q)
         assert t is Moving
         step = self._steps[a.run] - 1 - q + a.step if a.back else q + a.step
         return self._row(a.run, a.offset, step, a.number)
