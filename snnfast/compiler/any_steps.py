@@ -6,7 +6,6 @@ A graph that was emitted with the numbers of steps as inputs runs for any others
 import operator
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -105,13 +104,6 @@ def _of_unbind(node: Any, number: int) -> tuple[Node, int] | None:
     return rows, row % len(value(rows)) - number
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A node, by its number."""
-
-    number: int
-
-
 def _constant(node: Node) -> Any:
     found = module_of(node)
     if isinstance(found, GraphModule):
@@ -139,7 +131,7 @@ class AnySteps:
         places = [{node: i for i, node in enumerate(nodes)} for nodes in (ours, others)]
 
         def told(node: Node, place: dict[Node, int]) -> Any:
-            args = pytree.tree_map_only(Node, lambda a: _Place(place[a]), (node.args, node.kwargs))
+            args = pytree.tree_map_only(Node, lambda a: ("node", place[a]), (node.args, node.kwargs))
             return node.op, _constant(node) if node.op == "get_attr" else _target(node), literal(args)
 
         return len(ours) == len(others) and all(

@@ -2,7 +2,7 @@
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -116,7 +116,8 @@ class Emitter(Writer):
         return made
 
     def with_numbers(self, tree: Any) -> Any:
-        return numbers_as(lambda n: self._numbers.get(n, n), tree)
+        numbers = self._numbers
+        return map_aggregate(tree, lambda a: numbers.get(a, a) if type(a) is int and a >= LEAST_NUMBER else a)
 
     def _from_the_end(self, made: Node) -> tuple[Any, Any]:
         """The arguments of a call, in which a late index of a dimension that grows with the steps is negative."""
@@ -333,11 +334,6 @@ def span(first: int, stop: int, length: int) -> slice:
 
 LEAST_NUMBER = 5
 """A smaller number may be one of a dimension."""
-
-
-def numbers_as(number: Callable[[int], Any], tree: Any) -> Any:
-    """Arguments in which something else may stand for a number that is one of steps."""
-    return map_aggregate(tree, lambda a: number(a) if type(a) is int and a >= LEAST_NUMBER else a)
 
 
 def _counted(start: Any, stride: Any, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:

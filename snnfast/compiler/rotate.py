@@ -65,7 +65,7 @@ def _best(
     best: Program | None = None
     for steps, made in sorted(found, key=lambda f: (len(f[1].states), -f[1].steps, -len(f[1].calls()))):
         if not products:  # a first step is found by its instructions, and a product has none
-            take_in_first(made, steps.row_before(), is_free)
+            take_in_first(made, steps.rows.get(steps.first - 1, {}), is_free)
         if best is None or (made.steps, len(made.calls())) > (best.steps, len(best.calls())):
             best = made
         if len(best.calls()) >= calls:
@@ -131,10 +131,6 @@ class _Steps:
         """The statement that returned an argument of step ``t``, and how many steps before."""
         found = self.at.get(a) if isinstance(a, Node) else None
         return (found[0], t - found[1]) if found is not None else None
-
-    def row_before(self) -> Row:
-        """The calls of the step before the first one of the program, which differs from the others."""
-        return self.rows.get(self.first - 1, {})
 
     def _is_alike(self, t: int, first: bool = False) -> bool:
         """Whether a step reads what the other steps read. The ``first`` one may read others in place of states."""

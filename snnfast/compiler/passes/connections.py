@@ -24,7 +24,8 @@ def run(graph: Graph) -> None:
         if found is None:
             continue
         product, spk, connections = found
-        first = None if _is_zero(spk) and not memory.is_written(spk) else spk
+        is_zero = name_of(spk.target) in ("zeros", "zeros_like", "new_zeros")
+        first = None if is_zero and not memory.is_written(spk) else spk
         tensors: Any = node.args[2]
         v = len(NEURONS[node.args[0]].states)
         node.target = step
@@ -43,13 +44,10 @@ def _connections(node: Node) -> tuple[Node, Node, tuple[Any, ...]] | None:
         return None
     product: Any = tensors[0]  # type: ignore[index]
     name, context = name_of(product.target), node.meta["context"]
-    if (
-        name not in ("linear", "conv2d")
-        or not all(is_step(u.target) for u in product.users)
-        or product.meta["context"] != context
-    ):
+    if name not in ("linear", "conv2d") or not all(is_step(u.target) for u in product.users):
         return None
-    if context.blocks:  # such as autocast, under which the product has another dtype
+    # Under a block such as autocast, the product has another dtype.
+    if product.meta["context"] != context or context.blocks:
         return None
     given = arguments(product)
     form = None
@@ -71,7 +69,3 @@ def _connections(node: Node) -> tuple[Node, Node, tuple[Any, ...]] | None:
 
 # An unroll makes these itself where it needs them.
 _KEEP_NUMBERS = (aten.to.dtype, aten.contiguous.default, aten.clone.default)
-
-
-def _is_zero(node: Node) -> bool:
-    return name_of(node.target) in ("zeros", "zeros_like", "new_zeros")

@@ -296,8 +296,7 @@ class Form:
         if len(addresses) < LEAST:
             return None, 1
         stride = addresses[1] - addresses[0]
-        run = self._run_of(stride)
-        if run is None:
+        if all(abs(stride) != run.period << AT for run in self.runs):
             return None, 1
         count = 2
         while count < len(addresses) and addresses[count] - addresses[count - 1] == stride:
@@ -309,9 +308,6 @@ class Form:
         steps, low = self.runs[i].steps, addresses[0] & LOW
         found = Rows(i, offset, first, last - steps, False, low)
         return (found if stride > 0 else Rows(i, offset, last, first - steps, True, low)), count
-
-    def _run_of(self, stride: int) -> int | None:
-        return next((i for i, run in enumerate(self.runs) if abs(stride) == run.period << AT), None)
 
     def _position(self, address: int, inside: int) -> tuple[int | None, int, int]:
         """The loop that a call is in, or near, if another one is inside; the step, and the number in a step."""

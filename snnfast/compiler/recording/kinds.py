@@ -208,26 +208,19 @@ class Kinds(dict[Any, Kind]):
         if found is None:
             return
         if isinstance(found, Tensor):
-            same = [i for i, a in enumerate(args) if a is found]
-            if same:
-                kind.same = same[0]
-            elif kwargs.get("out") is found:
-                kind.same = "out"
-            elif any(found is t for t in pytree.tree_leaves((args, kwargs))):
-                raise NeedsValueError("a call returns a tensor that it was given")
-            else:
-                kind.likes = (_result_like(found),)
-            return
-        leaves, kind.spec = pytree.tree_flatten(found)
-        if not any(isinstance(t, Tensor) for t in leaves):
-            kind.direct = True
-            return
-        known = {id(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        tensors = [t for t in leaves if isinstance(t, Tensor)]
+            same = next((i for i, a in enumerate(args) if a is found), None)
+            kind.same = "out" if same is None and kwargs.get("out") is found else same
+            if kind.same is not None:
+                return
+        tensors, known = tensors_in(found), {id(t) for t in tensors_in((args, kwargs))}
         if any(id(t) in known for t in tensors) or len({id(t) for t in tensors}) < len(tensors):
             raise NeedsValueError("a call returns a tensor that it was given")
-        kind.leaves = [Hole if isinstance(t, Tensor) else t for t in leaves]
         kind.likes = tuple(map(_result_like, tensors))
+        if isinstance(found, Tensor):
+            return
+        leaves, kind.spec = pytree.tree_flatten(found)
+        kind.leaves = [Hole if isinstance(t, Tensor) else t for t in leaves]
+        kind.direct = not tensors
         if type(found) in (tuple, list) and len(tensors) == len(found):
             kind.container = type(found)
 
