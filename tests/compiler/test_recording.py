@@ -593,6 +593,27 @@ def test_a_version_that_is_set_back_is_that_after_the_calls_before() -> None:
     same(loop, ByRecording(loop), currents().requires_grad_())
 
 
+@pytest.mark.parametrize("through", ["a view", "the tensor"])
+def test_memory_that_is_written_to_requires_a_gradient_however_it_is_seen(through: str) -> None:
+    def loop(x: Tensor) -> Any:
+        mem, rec, asked = torch.zeros_like(x[0]), torch.zeros_like(x), []
+        row = rec[1]
+        for t, x_t in enumerate(x):
+            mem = 0.8 * mem + x_t
+            spk = Saved.apply(mem - 1.0, mem * 0)
+            if through == "a view":
+                rec[t][:] = spk
+            else:
+                rec[t] = spk
+        asked += [a.requires_grad for a in (rec, row, rec[0], rec * 2)] + [row.is_leaf]
+        return rec * 2, asked
+
+    recorded = ByRecording(loop)
+    for x in (currents().requires_grad_(), currents(), currents(12).requires_grad_()):
+        same(loop, recorded, x)
+        assert recorded(x)[1] == loop(x)[1]
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_a_mode_is_told_the_function_that_an_operator_is_recorded_as(name: str) -> None:
     told = []

@@ -145,6 +145,7 @@ class Recorder(TorchFunctionMode):
         self.lines: list[Lines] = []  # of each call, if it learns them
         self._numbers: dict[int, int] = {}  # of them, by their ids
         self._functions: dict[Any, Applied] = {}
+        self._any_grown = False  # a tensor requires a gradient since it was written to
         self._peeked: set[int] = set()  # addresses of tensors with views that follow whether they need a gradient
 
     # ---- calls
@@ -334,6 +335,8 @@ class Recorder(TorchFunctionMode):
     def _known_of(self, t: Any, func: Any) -> bool:
         """Whether a tensor requires a gradient, or is a leaf."""
         known = t.like if type(t) is Later else self.likes[self._numbers[id(t)]]
+        if self._any_grown and not known.requires_grad:
+            raise NeedsValueError("requires_grad of a tensor that may share memory with one that was written to")
         return bool(known.requires_grad if func == _REQUIRES_GRAD else known.is_leaf)
 
     def _detached(self, t: Later, key: list[Any], leaves: list[Any], grad: bool) -> Later:
@@ -408,6 +411,7 @@ class Recorder(TorchFunctionMode):
 
     def _grow(self, t: Any, like: Like) -> None:
         """A tensor requires a gradient from now on: it was written to in place."""
+        self._any_grown = True
         if type(t) is Later:
             t.like = like
         else:
