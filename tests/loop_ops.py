@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -118,3 +118,40 @@ class Summed(torch.autograd.Function):
 def through(x: Tensor) -> Tensor:
     soft = F.hardtanh(x, -0.5, 0.5) + 0.5
     return soft + ((x > 0).to(x.dtype) - soft).detach()
+
+
+# ---- a neuron as Norse has them
+
+
+class CellState(NamedTuple):
+    z: Tensor
+    v: Tensor
+    i: Tensor
+
+
+class CellParameters(NamedTuple):
+    tau_mem_inv: float = 0.5
+    tau_syn_inv: float = 0.5
+    v_th: Any = 0.5
+    v_reset: float = 0.0
+
+
+class Cell(nn.Module):
+    """A step returns spikes and a NamedTuple of states, which is ``None`` before the first one."""
+
+    def __init__(self, size: int, spike: Any, recurs: bool = False, p: Any = None) -> None:
+        super().__init__()
+        self.spike, self.recurs, self.p = spike, recurs, p or CellParameters()
+        self.weight = nn.Parameter(torch.rand(size, size)) if recurs else None
+
+    def forward(self, x: Tensor, state: CellState | None = None) -> tuple[Tensor, CellState]:
+        if state is None:
+            v = torch.full_like(x, self.p.v_reset).detach()
+            state = CellState(torch.zeros_like(x), v, x.new_zeros(x.shape))
+            state.v.requires_grad = True
+        jump = F.linear(state.z, self.weight) + x if self.recurs else x
+        v = state.v + self.p.tau_mem_inv * ((0.0 - state.v) + state.i)
+        i = state.i + -self.p.tau_syn_inv * state.i
+        z = self.spike(v - self.p.v_th)
+        v = (1 - z.detach()) * v + z.detach() * self.p.v_reset
+        return z, CellState(z, v=v, i=i + jump)

@@ -12,6 +12,13 @@ def memory_of(node: Node) -> list[int]:
     return node.meta.get("storage") or [storage_of(t) for t in tensors_of(node)]
 
 
+def replace(node: Node, made: Node) -> None:
+    """Let a new call take the place of another one, whose views share memory with it from now on."""
+    made.meta["storage"] = memory_of(node)
+    node.replace_all_uses_with(made)
+    node.graph.erase_node(node)
+
+
 def takes_data(node: Node) -> bool:
     """Whether a call is ``x.data``, which shares the memory of ``x`` but not the count of its changes."""
     return name_of(node.target) == "_get_data_attr"

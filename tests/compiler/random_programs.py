@@ -32,6 +32,10 @@ class Value:
         return math.prod(self.shape)
 
 
+CUTS = (*("{0} = {0}.detach()",) * 6, "{0}.detach_()", "{0} = {0}.data")
+ALIVE = ("(t < {0})", "({0} > t)", "(t <= {0} - 1)", "(t < {0}.to(x.dtype))", "torch.gt({0}, t)")
+
+
 @dataclass
 class Source:
     """The lines of a program while it is written, and what its parts agree on."""
@@ -63,6 +67,10 @@ class Source:
     later: list[Value] = field(default_factory=list)  # sums and filled tensors, likewise
     modules: list[str] = field(default_factory=list)
     place: str = "before"  # where statements are written: "before" the loop, in a "step", "after" the loop
+    carries: bool = False
+    carried: list[str] = field(default_factory=list)  # states that the network returns and is given
+    cuts: list[str] = field(default_factory=list)  # what cuts the states of the loop from their graph
+    lengths: str = ""  # of the samples of a padded batch
 
     def some(self, probability: float) -> bool:
         return self.draw.random() < probability
@@ -111,9 +119,26 @@ class Source:
         self.before.append(f"{name} = {made}")
         return name
 
+    def begin(self, name: str, start: str) -> None:
+        """A variable that goes on from step to step, and perhaps from call to call."""
+        if self.carries:
+            start = f"carried[{len(self.carried)}] if carried else {start}"
+            self.carried.append(name)
+        self.before.append(f"{name} = {start}")
+        self.cuts.append(self.draw.choice(CUTS).format(name))
+
+    def alive(self, rank: int) -> str:
+        """Which samples of a padded batch have the step ``t``, ``[B, 1, ...]`` with so many dimensions of 1."""
+        if not self.lengths:
+            self.lengths = self.add_input("lengths", (), per_step=False)
+        self.uses_t = True
+        nones, ones = ", ".join(["None"] * rank), ", ".join(["1"] * rank)
+        shaped = (f"[:, {nones}]", f".view(-1, {ones})", ".unsqueeze(-1)" * rank)
+        return self.draw.choice(ALIVE).format(self.lengths) + self.draw.choice(shaped)
+
     def add_input(self, kind: str, shape: tuple[int, ...], per_step: bool) -> str:
         """An argument of ``forward``; the expression of it at one step."""
-        name = self.name({"classes": "y", "target": "target", "input": "z"}[kind])
+        name = self.name({"classes": "y", "target": "target", "input": "z", "lengths": "lengths"}[kind])
         self.inputs[name] = (kind + (" per step" if per_step else ""), shape)
         if per_step:
             self.uses_t = True
@@ -386,6 +411,40 @@ def larger_module(s: Source, v: Value) -> Value:
     gru = s.module("gru", f"nn.GRU({n}, {out}, batch_first=True)")
     code = f"{gru}({v})[0]" if len(v.shape) == 2 else f"{gru}({v}.unsqueeze(1))[0].squeeze(1)"
     return s.let(code, (*v.shape[:-1], out))
+
+
+@piece(0.4, exact=True)
+def sparse(s: Source, v: Value) -> Value | None:
+    """A product of a sparse matrix, which is the same at every step."""
+    if len(v.shape) > 1:
+        return None
+    n, out, name = v.shape[0], s.draw.randint(1, 5), s.name("sparse")
+    made = ("({w} * ({w} > 0)).to_sparse()", "{w}.to_sparse()", "{w}.detach().to_sparse()",
+            "{w}.detach().to_sparse_csr()",
+            f"torch.sparse_coo_tensor([[0, {out - 1}], [0, 0]], x.new_ones(2), ({out}, {n}))")  # fmt: skip
+    s.before.append(f"{name} = {s.draw.choice(made).format(w=s.parameter('weight', out, n))}")
+    forms = ("torch.sparse.mm({0}, {v}.t()).t()", "torch.spmm({0}, {v}.T).T", "({0} @ {v}.t()).t()",
+             "torch.sparse.mm({0}, {v}.t().contiguous()).t().contiguous()", "torch.mm({0}, {v}.mT).mT")  # fmt: skip
+    return s.let(s.draw.choice(forms).format(name, v=v), (out,))
+
+
+MASKED = (
+    "torch.where({m}, {v}, {w})", "{v} * {m}", "{v} * {m}.to({v}.dtype)", "{v}.masked_fill(~{m}, 0)",
+    "{v}.masked_fill({m}.logical_not(), 0.25 * t)", "torch.where({m}, {v}, t)", "torch.where({m}, 0.0, {v})",
+    "{v}.masked_fill({w} > 0.5, t)", "{v}.masked_fill({w} > 0.5, 0.5 * t)", "torch.where({w} > 0.5, float(t), {v})",
+    "torch.where({v} > 0.25 * t, {v}, {w})", "torch.where({m}, {v}, torch.zeros_like({v}))",
+    "{v} * (t < {w})", "torch.where({w} > 0.5, {v}, {v}.new_tensor(t))", "{v}.masked_fill({m} & ({w} > 0.5), -t)",
+)  # fmt: skip
+
+
+@piece(1, exact=True)
+def masked(s: Source, v: Value) -> Value | None:
+    """By the lengths of a padded batch, or with a number that differs by step."""
+    if s.place == "before":
+        return None
+    w = s.draw.choice([u for u in s.values if u.shape == v.shape] or [v])
+    s.uses_t = True
+    return s.let(s.draw.choice(MASKED).format(v=v, w=w, m=s.alive(len(v.shape))), v.shape)
 
 
 # ---- statements that may stand anywhere. In the forms, ``v`` is a tensor that is read, ``w`` another one of its
@@ -720,9 +779,49 @@ def count(s: Source) -> bool:
     return True
 
 
+WHOLE = ("torch.long", "torch.long", "torch.int32", "x.dtype")
+# By what is there before the first one.
+MOMENTS = {
+    "-1, dtype={0}": (
+        "{f} = torch.where(({v} > 0.5) & ({f} < 0), t, {f})", "{f} = {f}.masked_fill(({v} > 0.5) & ({f} < 0), t)",
+        "{f} = torch.where({f} >= 0, {f}, torch.where({v} > 0.5, t, -1))", "{f}[({v} > 0.5) & ({f} < 0)] = t",
+        "{f} = torch.where({v} > 0.5, t, {f})", "{f}.masked_fill_(({v} > 0.5) & ({f} < 0), t)",
+        "{f} = torch.where(({v}.detach() > 0.5).logical_and({f} == -1), torch.full_like({f}, t), {f})",
+        "if t == 0:\n    {f} = torch.where({v} > 0.5, 0, {f})\nelse:\n    {f} = torch.where({v} > 0.5, t, {f})",
+    ),
+    "99, dtype={0}": (
+        "{f} = torch.where({v} > 0.5, torch.minimum({f}, torch.full_like({f}, t)), {f})",
+        "{f} = torch.minimum({f}, torch.where({v} > 0.5, t + 1, 99))",
+        "{f} = torch.where(({v} > 0.5) & ({f} == 99), t, {f})",
+        "{f} = {f}.clamp(max=t + 9)\n{f} = {f} - ({v} > 0.5).to({f}.dtype)",
+    ),
+    "float('inf'), dtype=x.dtype": (
+        "{f} = torch.where({v} > 0.5, torch.clamp({f}, max=t), {f})", "{f} = {f} + t * ({v} > 0.5)",
+        "{f} = torch.where(({v} > 0.5) & {f}.isinf(), t, {f})",
+    ),
+}  # fmt: skip
+OF_MOMENTS = ("{v} * ({f} < 1)", "{v} + 0.25 * ({f} > 0)", "torch.where({f} < 1, {v}, 0)")
+
+
+def moment(s: Source) -> bool:
+    """The step at which something was there first or last, also as whole numbers."""
+    shaped = [v for v in s.values if v.shape]
+    if s.place != "step" or not shaped:
+        return False
+    v, f = s.draw.choice(shaped[-6:]), s.name("moment")
+    start, forms = s.draw.choice(list(MOMENTS.items()))
+    s.before.append(f"{f} = torch.full(({s.dims(*v.shape)},), {start.format(s.draw.choice(WHOLE))})")
+    s.body += s.draw.choice(forms).format(f=f, v=v).splitlines()
+    s.uses_t = True
+    s.others.append(f)
+    if s.some(0.4):
+        s.let(s.draw.choice(OF_MOMENTS).format(f=f, v=v), v.shape)
+    return True
+
+
 KINDS: dict[Statement, float] = {
     write: 4, written_results: 1, same_shape: 5, other_shape: 1, spelled: 2, draw_random: 1, hook: 0.7, held: 0.4,
-    any_piece: 2, count: 1.5,
+    any_piece: 2, count: 1.5, moment: 0.8,
 }  # fmt: skip
 
 
@@ -893,7 +992,7 @@ def afterwards(s: Source) -> None:
 
 
 def _of_kept(s: Source) -> None:
-    way = s.draw.choices(("list", "record", "mix", "fill"), (4, 2.5, 2.5, 1))[0]
+    way = s.draw.choices(("list", "record", "mix", "fill", "all steps"), (4, 2.5, 2.5, 1, 0.7))[0]
     if way == "list" and s.lists:
         v = s.draw.choice(s.lists)
         forms = s.draw.choices((STACKS, SUMS, TO_LISTS, SEVERAL), (4, 4, 1, 1.5))[0]
@@ -910,10 +1009,37 @@ def _of_kept(s: Source) -> None:
         _fill(s, r, s.body, inner, f"{v}[t]", v.shape, f"len({v})")
         s.body += [f"for t in range(len({v})):", *(f"    {line}" for line in inner)]
         s.others.append(r)
+    elif way == "all steps" and s.records and s.batch:
+        all_steps(s, s.draw.choice(s.records))
     elif s.records and s.values:
         a = s.draw.choice(s.records if s.some(0.7) else s.values[-6:])
         b = s.draw.choice([u for u in [*s.records, *s.values] if u.shape == a.shape])
         s.others.append(s.named("mix", s.draw.choice(MIXED).format(a=a, b=b)))
+
+
+def all_steps(s: Source, v: Value) -> Value:
+    """A record behind layers of SpikingJelly that take all steps at once."""
+    s.drawn[all_steps] += 1
+    n = v.shape[-1]
+    out = s.draw.randint(1, 5)
+    wide, of_all, mode = (*v.shape[:-1], out), f"layer.Linear({n}, {out}, step_mode='m')", ", step_mode='m'"
+    forms = [
+        (node(s, mode), v.shape), (of_all, wide), (f"nn.Sequential({of_all}, {node(s, mode)})", wide),
+        (f"layer.MultiStepContainer(nn.Linear({n}, {out}), {node(s)})", wide),
+        (f"layer.SeqToANNContainer(nn.Linear({n}, {out}), nn.ReLU())", wide),
+    ]  # fmt: skip
+    if not s.exact and len(v.shape) == 1:
+        forms += [(f"layer.BatchNorm1d({n}{mode})", v.shape)]
+    code, shape = s.draw.choice(forms)
+    name = s.module("all", code)
+    if "neuron." in code:
+        resets(s, name)
+    if s.some(0.15):
+        name, shape = f"functional.multi_step_forward({v}, [{s.module('one', node(s))}])", v.shape
+    else:
+        name = f"{name}({v})"
+    s.records.append(Value(s.named("R", name), shape))
+    return s.records[-1]
 
 
 def _enter(s: Source, forms: tuple[str, ...], code: str, v: Value) -> None:
@@ -959,6 +1085,36 @@ if torch.torch_version.TorchVersion(torch.__version__) < "2.12":
     # It can't trace how a callable is examined where the batch size varies, whatever the backend.
     SURROGATES = SURROGATES[:-2]
 RESETS = ("subtract", "zero", "zero", "none")
+OF_JELLY = ("ATan(2.0)", "Sigmoid(4.0)", "SoftSign()", "PiecewiseQuadratic()", "Erf()")
+
+
+def node(s: Source, options: str = "") -> str:
+    """A node of SpikingJelly: how it is made."""
+    draw, kind = s.draw, s.draw.choice(("IFNode", "LIFNode", "LIFNode", "ParametricLIFNode"))
+    args = [f"v_threshold={draw.choice((0.25, 0.5, 0.75, 1.0))}"]
+    args += [f"surrogate_function=jelly.{draw.choice(OF_JELLY)}"] * s.some(0.8)
+    args += [f"v_reset={draw.choice((None, None, -0.25, 0.125))}"] * s.some(0.4)
+    args += ["detach_reset=True"] * s.some(0.4)
+    if kind != "IFNode":
+        tau = draw.choice((2.0, 2.0, 4.0) if s.exact or s.some(0.5) else (1.5, 3.0))
+        args += [f"{'tau' if kind == 'LIFNode' else 'init_tau'}={tau}"] * (s.exact or s.some(0.6))
+        args += ["decay_input=False"] * s.some(0.4)
+    args += ["store_v_seq=True"] * s.some(0.1)
+    return f"neuron.{kind}({', '.join(args)}{options})"
+
+
+def resets(s: Source, name: str) -> None:
+    """Mostly a node begins anew at each call."""
+    line = s.draw.choice(("functional.reset_net(self)",) * 4 + (f"functional.reset_net({name})",))
+    if s.some(0.8) and "functional.reset_net(self)" not in s.before:
+        s.before.insert(0, line)
+
+
+# The states of snnTorch's neurons, in the order of their arguments and of their results.
+STATES = {
+    "Leaky": ("mem",), "Lapicque": ("mem",), "Synaptic": ("syn", "mem"), "Alpha": ("syn_exc", "syn_inh", "mem"),
+    "RLeaky": ("spk", "mem"), "RSynaptic": ("spk", "syn", "mem"), "SLSTM": ("syn", "mem"),
+}  # fmt: skip
 
 
 @dataclass
@@ -974,14 +1130,14 @@ class Layer:
     states: list[str] = field(default_factory=list)
     learned: bool = False
     every_step: bool = True
+    again: bool = True  # it may be called once more in a step
 
 
 class Layers:
     """Writes the spiking layers of one program."""
 
-    def __init__(self, s: Source, carries: bool, by_hand: float) -> None:
-        self.s, self.draw, self.carries, self.by_hand = s, s.draw, carries, by_hand
-        self.carried: list[str] = []  # states that the network returns and is given
+    def __init__(self, s: Source, by_hand: float) -> None:
+        self.s, self.draw, self.by_hand = s, s.draw, by_hand
         self.all: list[Layer] = []
         self.surrogate = self.draw.choice(SURROGATES)
         self.style = self.draw.choice(("explicit", "explicit", "held", "mixed"))
@@ -1000,11 +1156,18 @@ class Layers:
         args: list[str] = []
         if lapicque:
             args += [f"beta={round(draw.uniform(0.4, 0.8), 2)}", *["learn_beta=True"] * s.some(0.4)]
+        elif neuron == "Alpha":  # whose alpha must be the larger one
+            args += [f"alpha={round(draw.uniform(0.7, 0.9), 2)}, beta={round(draw.uniform(0.3, 0.6), 2)}"]
+        elif neuron == "SLSTM":
+            args += [f"{shape[-1]}, {shape[-1]}"]
         else:
-            for decay, low in (("alpha", 0.2), ("beta", 0.3))[neuron == "Leaky" :]:
+            for decay, low in (("alpha", 0.2), ("beta", 0.3))[neuron in ("Leaky", "RLeaky") :]:
                 args.append(f"{decay}={self._number(shape, low, 1 - (0.3 - low), (0.5, 0.5, 1.0), each=True)}")
                 args += [f"learn_{decay}=True"] * s.some(0.25)
-        if s.some(0.15):
+        if neuron in ("RLeaky", "RSynaptic"):
+            alone = f"all_to_all=False, V={draw.choice((0.5, -0.5, 0.25))}"
+            args.append(f"linear_features={shape[-1]}" if s.some(0.6) else alone)
+        if s.some(0.15) and neuron not in ("Alpha", "SLSTM"):
             args.append("reset_delay=False")
         args.append(f"threshold={self._number(shape, 0.3, 1.0, (0.5, 1.0, 0.75), each=not lapicque)}")
         args += ["learn_threshold=True"] * s.some(0.2)
@@ -1026,28 +1189,39 @@ class Layers:
             layer = neuron_by_hand(s, v)
             self._between_steps(layer)
             return layer
-        same = [layer for layer in self.all if layer.shape == v.shape and layer.explicit]
+        if s.some(0.2):
+            layer = self._node(v) if s.some(0.6) or not s.batch else self._cell(v)
+            self._between_steps(layer)
+            return layer
+        same = [layer for layer in self.all if layer.shape == v.shape and layer.explicit and layer.again]
         if same and s.some(0.15):
             return self._again(self.draw.choice(same), v)
-        neuron = self.draw.choice(("Leaky",) * 7 + ("Synaptic", "Synaptic", "Leaky" if s.exact else "Lapicque"))
+        neurons = ["Leaky"] * 7 + ["Synaptic", "Synaptic", "RLeaky"]
+        if not s.exact:
+            neurons += ["Lapicque", "Alpha", *["SLSTM"] * (len(v.shape) == 1 and bool(s.batch)), "RSynaptic"]
+        neuron = self.draw.choice(neurons)
         held = self.style == "held" or (self.style == "mixed" and s.some(0.5))
         output = held and s.some(0.5)
         args = [*self._arguments(neuron, v.shape), *["init_hidden=True"] * held, *["output=True"] * output]
         name = s.module("lif", f"snn.{neuron}({', '.join(args)})")
         number = name.removeprefix("self.lif")
         layer = Layer(name, neuron, v.shape, not held, Value(f"spk{number}", v.shape))
-        layer.learned = "learn_threshold=True" in args
-        states = [f"{state}{number}" for state in (("syn", "mem") if neuron == "Synaptic" else ("mem",))]
+        layer.learned, layer.again = "learn_threshold=True" in args, STATES[neuron][0] != "spk"
+        passed = [f"{state}{number}" for state in STATES[neuron]]
+        states = passed if layer.again else passed[1:]
         if not held or output:
             layer.mem, layer.states = Value(states[-1], v.shape), states
+        holds = False
         if held:
             s.before += [f"{name}.reset_mem()"] * s.some(0.6)
+            s.cuts += [f"{name}.mem = {name}.mem.detach()"]
             call = f"{', '.join([str(layer.spk), *layer.states])} = {name}({v})"
         else:
-            names = ", ".join(states)
-            begun = self._begin(layer)
-            call = f"{layer.spk}, {names} = {name}({v}{f', {names}' if begun else ''})"
-        self._call(layer, call)
+            begun = self._begin(layer, passed)
+            holds = begun == "tensors" and s.some(0.1)
+            call = f"{layer.spk}, {', '.join(states)} = {name}({', '.join([str(v), *(passed if begun else ())])})"
+        before, after = held_back(s, v, states) if holds else ([], [])
+        self._call(layer, "\n".join([*before, call, *after]))
         self._between_steps(layer)
         self.all.append(layer)
         return layer
@@ -1056,7 +1230,7 @@ class Layers:
         """At every step; or twice in one, or at every other one."""
         s = self.s
         if s.some(0.03):
-            s.body += ["for _ in range(2):", f"    {call}"]
+            s.body += ["for _ in range(2):", *(f"    {line}" for line in call.splitlines())]
         elif s.some(0.03) and not (layer.mem and not layer.explicit):
             s.uses_t, layer.every_step = True, False
             s.before.append(f"{layer.spk} = {s.zeros(layer.shape, 'zero')}")
@@ -1064,26 +1238,25 @@ class Layers:
                 line.startswith(f"{layer.mem} =") or f", {layer.mem} =" in line for line in s.before
             ):
                 s.before.append(f"{layer.mem} = {s.zeros(layer.shape, 'zero')}")
-            s.body += ["if t % 2 == 0:", f"    {call}"]
+            s.body += ["if t % 2 == 0:", *(f"    {line}" for line in call.splitlines())]
         else:
-            s.body.append(call)
+            s.body += call.splitlines()
 
-    def _begin(self, layer: Layer) -> bool:
-        """The states before the first step; whether they are passed."""
-        s, names = self.s, ", ".join(layer.states)
+    def _begin(self, layer: Layer, states: list[str]) -> str:
+        """The states before the first step; whether they are passed, and are tensors of the shape of a step."""
+        s, names = self.s, ", ".join(states)
         begin = self.draw.choice(("reset_mem",) * 6 + ("init", "zeros", "none", "parameter", "unnamed"))
-        if self.carries:
-            for state in layer.states:
-                place = f"carried[{len(self.carried)}]"
-                s.before.append(f"{state} = {place} if carried else {s.zeros(layer.shape, 'zero')}")
-                self.carried.append(state)
-            return True
+        if s.carries:
+            for state in states:
+                s.begin(state, s.zeros(layer.shape, "zero"))
+            return "tensors"
+        s.cuts += [f"{state} = {state}.detach()" for state in states]
         if begin == "unnamed":  # goes on from what the layer holds
-            return False
+            return ""
         if begin in ("reset_mem", "init"):
             method = "reset_mem" if begin == "reset_mem" else f"init_{layer.neuron.lower()}"
             s.before.append(f"{names} = {layer.name}.{method}()")
-        for state in layer.states:
+        for state in states:
             if begin == "none":
                 s.before.append(f"{state} = None")
             elif begin == "zeros":
@@ -1091,7 +1264,42 @@ class Layers:
             elif begin == "parameter":
                 dims = ", ".join([*[s.batch] * bool(s.batch), *["-1"] * len(layer.shape)])
                 s.before.append(f"{state} = {s.parameter('start', *layer.shape)}.expand({dims})")
-        return True
+        return "tensors" if begin in ("zeros", "parameter") else "passed"
+
+    def _node(self, v: Value) -> Layer:
+        """A node of SpikingJelly, which holds its membrane."""
+        s = self.s
+        s.drawn[node] += 1
+        name = s.module("node", node(s))
+        layer = Layer("", "node", v.shape, False, Value(s.name("spk_node"), v.shape))
+        resets(s, name)
+        s.cuts.append(self.draw.choice((f"{name}.detach()", "functional.detach_net(self)")))
+        if s.some(0.1):
+            changes = ("{0}.v_threshold = 0.5 + 0.25 * t", "{0}.v = {0}.v * 0.5", "{0}.v_threshold = 0.75")
+            s.body.append(self.draw.choice(changes).format(name))
+            s.uses_t = True
+        self._call(layer, f"{layer.spk} = {name}({v})")
+        if s.some(0.5):
+            layer.mem = s.let(f"{name}.v", v.shape, "v_node")
+        return layer
+
+    def _cell(self, v: Value) -> Layer:
+        """A neuron as Norse has them."""
+        s = self.s
+        s.drawn[Layers._cell] += 1
+        numbers = self.draw.choice(("", "v_th=0.25", "tau_mem_inv=0.25, v_th=torch.tensor(0.75)"))
+        options = ["recurs=True"] * s.some(0.3) + [f"p=CellParameters({numbers})"] * s.some(0.5)
+        name = s.module("cell", f"Cell({', '.join([str(v.shape[-1]), self.surrogate, *options])})")
+        state = s.name("state")
+        s.begin(state, "None")
+        s.cuts[-1] = f"{state} = CellState(*(q.detach() for q in {state}))"
+        layer = Layer("", "cell", v.shape, False, Value(s.name("spk_cell"), v.shape))
+        layer.mem = Value(f"{state}.v", v.shape)
+        self._call(layer, f"{layer.spk}, {state} = {name}({v}, {state})")
+        if s.some(0.1):
+            s.body.append(f"{state} = {state}._replace(v={state}.v * 0.5)")
+        s.others.append(state)
+        return layer
 
     def _between_steps(self, layer: Layer) -> None:
         """What a program may do with the results of a step."""
@@ -1106,17 +1314,21 @@ class Layers:
                  "{mem} = {mem}.clone()", "{mem} = {mem} - 0.5 * {spk}", "{mem} = {mem}.detach()",
                  "{mem} = {mem}.relu()",
                  "if t % 2 == 1:\n    {mem} = {mem}.detach()", "if t == 1:\n    {mem} = torch.zeros_like({mem})",
-                 "if t % 3 == 2:\n    {mem} = {mem}.detach() * 0.5"]  # fmt: skip
+                 "if t % 3 == 2:\n    {mem} = {mem}.detach() * 0.5", *LATERAL]  # fmt: skip
+        if not s.exact:
+            forms += ["{mem} = {norm}({mem})", *ROUNDED_LATERAL]
         form = self.draw.choice(forms)
+        if "{norm}" in form:
+            form = form.replace("{norm}", norm(s, layer.shape))
         s.uses_t |= "t " in form
-        s.body += form.format(mem=mem, spk=layer.spk).splitlines()
+        s.body += form.format(mem=mem, spk=layer.spk, n=layer.shape[-1]).splitlines()
 
     def _again(self, layer: Layer, v: Value) -> Layer:
         """The same layer once more in a step: with states of its own, or with the same ones."""
         s, spk = self.s, Value(self.s.name("again"), v.shape)
         states, mem = layer.states, layer.mem
         if s.some(0.5):
-            states = [f"{spk}_{state}" for state in (("syn", "mem") if layer.neuron == "Synaptic" else ("mem",))]
+            states = [f"{spk}_{state}" for state in STATES[layer.neuron]]
             mem = Value(states[-1], v.shape)
             s.before += [f"{state} = {s.zeros(v.shape, 'zero')}" for state in states]
         names = ", ".join(states)
@@ -1162,6 +1374,34 @@ PRODUCTS = (
     "{f2}(torch.cat([{0}, {c} + {f}({0})], 1))", "{f}({f}({0}))", "{f}({0}.t().contiguous().t())",
     "{f}({0}).sum(-1, keepdim=True)",
 )  # fmt: skip
+# What neurons of a layer do to one another.
+LATERAL = (
+    "{mem} = {mem} - 0.25 * {spk}.sum(-1, keepdim=True)", "{mem} = {mem} - 0.5 * ({spk}.sum(-1, keepdim=True) - {spk})",
+    "{mem} = {mem} * (1 - {spk}.amax(-1, keepdim=True))", "{mem} = {mem} * ({mem} == {mem}.amax(-1, keepdim=True))",
+    "{mem} = torch.where({mem} >= {mem}.max(-1, keepdim=True)[0], {mem}, torch.zeros_like({mem}))",
+    "{mem} = {mem} * F.one_hot({mem}.argmax(-1), {n}).to({mem}.dtype)",
+    "{mem} = {mem} - 0.25 * {spk}.sum(dim=-1)[..., None]",
+    "{mem} = {mem}.masked_fill({spk}.sum(-1, keepdim=True) > 1, 0)",
+    "{mem} = {mem} - 0.5 * {spk}.any(-1, keepdim=True)",
+    "{mem} = torch.zeros_like({mem}).scatter(-1, {mem}.argmax(-1, keepdim=True), 1.0) * {mem}",
+    "{mem} = {mem} - {mem}.min(-1, keepdim=True).values", "{mem} = {mem} - 0.5 * {spk}.flip(-1)",
+    "{mem} = {mem} - 0.25 * {spk}.roll(1, -1)", "{mem} = {mem} + 0.25 * {spk}.cumsum(-1)",
+)  # fmt: skip
+ROUNDED_LATERAL = (
+    "{mem} = {mem} - {mem}.mean(-1, keepdim=True)", "{mem} = {mem} - 0.5 * {spk}.mean(-1, keepdim=True)",
+    "{mem} = {mem} / (1 + {mem}.abs().sum(-1, keepdim=True))", "{mem} = {mem} * torch.softmax({mem}, -1)",
+    "{mem} = {mem} - 0.1 * {mem}.logsumexp(-1, keepdim=True)", "{mem} = F.layer_norm({mem}, {mem}.shape[-1:])",
+    "{mem} = {mem} / ({mem}.std(-1, keepdim=True, correction=0) + 1)", "{mem} = {mem} - {mem}.mean()",
+)  # fmt: skip
+# What of the branches ``d`` of a neuron, along a dimension, reaches it.
+BRANCHES = (
+    "{d}.sum({i})", "{d}.amax({i})", "{d}.max({i})[0]", "({d} * {w}).sum({i})", "({d} > 0.5).to(x.dtype).sum({i})",
+    "torch.relu({d}).sum(dim={i})", "{d}.select({i}, 0) - {d}.select({i}, -1)", "{d}.unbind({i})[0]", "{d}.amin({i})",
+)  # fmt: skip
+ROUNDED_BRANCHES = (
+    "{d}.mean({i})", "torch.tanh({d}).sum({i})", "{d}.logsumexp({i})", "(torch.softmax({d}, {i}) * {d}).sum({i})",
+    "{d}.prod({i})", "torch.sigmoid({d} - 0.5).mean(dim={i})",
+)  # fmt: skip
 READ_BACK = ("max(t - 1, 0)", "t - 1", "t - 1", "t", "0", "t - 2")
 CONDITIONS = ("if t == 0:", "if t > 0:", "if t % 2:", "if t == {last}:", "with torch.no_grad():")
 
@@ -1170,7 +1410,7 @@ def neuron_by_hand(s: Source, v: Value) -> "Layer":
     """States that leak, take in the current ``v`` and are reset, by elementwise lines for the most part."""
     draw, n, number = s.draw, v.shape[-1], s.name("hand").removeprefix("hand")
     states, spk, cur = [f"v{number}_{i}" for i in range(draw.choice((1, 1, 2, 2, 3)))], f"s{number}", f"cur{number}"
-    mem = states[0]
+    mem, packs = states[0], s.some(0.25)
     names: dict[str, Any] = {
         "w": s.parameter("w", n) if s.some(0.6) else "0.75", "n": n, "dims": s.dims(*v.shape),
         "b": s.module("b", "nn.Parameter(torch.rand(()))") if s.some(0.4) else "-0.25",
@@ -1178,21 +1418,33 @@ def neuron_by_hand(s: Source, v: Value) -> "Layer":
     starts = [draw.choice(STARTS).format(**names) for _ in states]
     # Most terms take no number.
     starts[1:] = [s.zeros(v.shape, "zero") if start == "None" or s.some(0.6) else start for start in starts[1:]]
-    s.before += [f"{name} = {start}" for name, start in zip(states, starts, strict=True)]
+    if packs:
+        starts, packed = ["zeros"] * len(states), [*states, *[spk] * (len(states) == 1 or s.some(0.5))]
+        pack = one_tensor(s, v.shape, packed)
+    else:
+        for name, start in zip(states, starts, strict=True):
+            s.begin(name, start)
+    held, goes_on = held_back(s, v, states) if starts[0] != "None" and s.batch and s.some(0.07) else ([], [])
+    s.body += held
     current = str(v)
     if s.batch and len(v.shape) == 1 and s.some(0.3):
-        s.before.append(f"{spk} = {s.zeros(v.shape, 'zero')}")
+        if not packs:
+            s.before.append(f"{spk} = {s.zeros(v.shape, 'zero')}")
         weights = {"f": s.module("fc", f"nn.Linear({n}, {n})"), "f2": s.module("fc", f"nn.Linear({2 * n}, {n})")}
-        fed = spk if starts[0] in ("None", "0", "0.0", "1.0") else draw.choice((spk, spk, mem))
+        fed = packed[-1] if packs else spk
+        fed = fed if starts[0] in ("None", "0", "0.0", "1.0") else draw.choice((fed, fed, mem))
         current += f" + {draw.choice(PRODUCTS).format(fed, c=v, m=s.parameter('weight', n, n), **weights)}"
     record = _record_of(s, v) if s.some(0.15) else ""
     if record:
         current += f" + {record.format(draw.choice(READ_BACK))} * 0.5"
     s.body.append(f"{cur} = {current}")
+    branched = dendrites(s, cur, v) if s.some(0.15) else ""
     if s.some(0.1) and starts[0] != "None":
         s.body.append(f"{mem} = {mem} + {cur} * 0.25")
     leak = f"{mem} = {draw.choice(LEAKS).format(v=mem, c=cur, **names)}"
     s.body += [f"if {mem} is None:", f"    {mem} = {cur}", "else:", f"    {leak}"] if starts[0] == "None" else [leak]
+    if not s.exact and s.some(0.1):
+        s.body.append(f"{mem} = {norm(s, v.shape)}({mem})")
     known = [*states, cur]
 
     def term(first: str = "") -> str:
@@ -1212,6 +1464,12 @@ def neuron_by_hand(s: Source, v: Value) -> "Layer":
     s.uses_t |= "* t" in spike
     distance = s.let(f"{mem} - {draw.choice(('0.5', '1.0', '0.25', draw.choice(known)))}", v.shape, "d")
     s.body.append(f"{spk} = {spike.format(distance, mem)}")
+    if branched and s.some(0.4):
+        s.body.append(branched.format(s=spk))
+    if s.some(0.15):
+        among = LATERAL if s.exact or s.some(0.6) else ROUNDED_LATERAL
+        first, other = (spk, mem) if s.some(0.3) else (mem, spk)  # the spikes, or the membrane
+        s.body.append(draw.choice(among).format(mem=first, spk=other, n=n))
     heard = spk
     if record:
         s.body.append(f"{record.format('t')} = {spk}")
@@ -1221,8 +1479,116 @@ def neuron_by_hand(s: Source, v: Value) -> "Layer":
     known.append(spk)
     for other in states[1:]:
         s.body += [f"{other} = {term(other)}", f"{other} = {other} * 0.5"]
+    s.body += goes_on
+    if packs:
+        s.body += pack
     s.values += [Value(name, v.shape) for name in known if name.startswith("a") and s.some(0.5)]
     return Layer("", "by hand", v.shape, True, Value(spk, v.shape), Value(mem, v.shape), states)
+
+
+def one_tensor(s: Source, shape: tuple[int, ...], names: list[str]) -> list[str]:
+    """States in one tensor, which a step takes apart: the lines that put them together again."""
+    s.drawn[one_tensor] += 1
+    draw, k, p = s.draw, len(names), s.name("state")
+    d, dims = draw.choice((0, 0, -1, -1, 1)), [*[s.batch] * bool(s.batch), *map(str, shape)]
+    joined, each, halves = ", ".join(names), range(k), s.some(0.15)
+    if halves:  # one behind the other in the last dimension
+        start = s.dims(*shape[:-1], k * shape[-1])
+    else:
+        where = d if d >= 0 else len(dims)
+        start = ", ".join([*dims[:where], str(k), *dims[where:]])
+    s.begin(p, draw.choice((f"x.new_zeros({start})", f"torch.full(({start}), 0.25, dtype=x.dtype)")))
+    reads = [f"{joined} = {p}.unbind({d})", f"{joined} = torch.unbind({p}, dim={d})"]
+    reads += [f"{joined} = {', '.join(f'{p}.select({d}, {i})' for i in each)}"]
+    reads += [f"{joined} = (q.squeeze({d}) for q in {p}.split(1, {d}))"]
+    if d <= 0:
+        index = "{}" if d == 0 else "..., {}"
+        reads += [f"{joined} = {', '.join(f'{p}[{index.format(i)}]' for i in each)}"] * 3
+    reads += [f"{joined} = {p}"] * (3 if d == 0 else 0)
+    writes = [f"{p} = torch.stack([{joined}], {d})", f"{p} = torch.stack(({joined}), dim={d})"] * 3
+    writes += [f"{p} = torch.cat([q.unsqueeze({d}) for q in ({joined})], {d})"]
+    writes += [
+        f"{p} = {p}.clone()\n" + "\n".join(f"{p}.select({d}, {i}).copy_({name})" for i, name in enumerate(names))
+    ]
+    if halves:
+        reads = [f"{joined} = {p}.chunk({k}, -1)", f"{joined} = torch.split({p}, {shape[-1]}, dim=-1)"]
+        writes = [f"{p} = torch.cat([{joined}], -1)", f"{p} = torch.cat(({joined}), dim=-1)"]
+    s.body.append(draw.choice(reads))
+    s.others.append(p)
+    lines = draw.choice(writes).splitlines()
+    if s.some(0.3):
+        L = s.name("rec")
+        s.before.append(f"{L} = []")
+        s.others.append(f"torch.stack({L})")
+        lines.append(f"{L}.append({p})")
+    return lines
+
+
+def held_back(s: Source, v: Value, states: list[str]) -> tuple[list[str], list[str]]:
+    """States stay as they are from the end of a sample on: lines in front of a step of them, and behind it."""
+    s.drawn[held_back] += 1
+    alive, was = s.alive(len(v.shape)), [s.name("was") for _ in states]
+    forms = ("{0} = torch.where({m}, {0}, {1})", "{0} = torch.where({m}.logical_not(), {1}, {0})",
+             "{0} = {m} * {0} + ~{m} * {1}", "{0} = {m}.to(x.dtype) * ({0} - {1}) + {1}")  # fmt: skip
+    form = s.draw.choice(forms)
+    behind = [form.format(state, w, m=alive) for state, w in zip(states, was, strict=True)]
+    return [f"{w} = {state}" for state, w in zip(states, was, strict=True)], behind
+
+
+def dendrites(s: Source, current: str, v: Value) -> str:
+    """Branches that leak, and bring the current to a neuron; how spikes ``{s}`` reset them."""
+    s.drawn[dendrites] += 1
+    draw, k, n, name, behind = s.draw, s.draw.choice((2, 3)), v.shape[-1], s.name("dend"), s.some(0.7)
+    i = -1 if behind else int(bool(s.batch))
+    place = "[..., None]" if behind else f".unsqueeze({i})"
+    shape = (*v.shape, k) if behind else (k, *v.shape)
+    w = s.parameter("branch", *((n, k) if behind else (k, *v.shape[:-1], n)))
+    s.begin(name, f"x.new_zeros({s.dims(*shape)})")
+    if len(v.shape) == 1 and behind and s.batch and s.some(0.3):
+        given = f"{s.module('fc', f'nn.Linear({n}, {n * k})')}({current}).unflatten(-1, ({n}, {k}))"
+    else:
+        given = f"{current}{place} * {w}"
+    s.body.append(f"{name} = 0.5 * {name} + {given}")
+    form = draw.choice(BRANCHES if s.exact or s.some(0.6) else ROUNDED_BRANCHES)
+    s.body.append(f"{current} = {form.format(d=name, w=w, i=i)}")
+    s.others.append(name)
+    return f"{name} = {name} * (1 - {{s}}{place})"
+
+
+def norm(s: Source, shape: tuple[int, ...]) -> str:
+    """A module that normalises a membrane."""
+    n = shape[-1]
+    forms = [f"nn.LayerNorm({n})", f"nn.LayerNorm({list(shape)})", f"nn.RMSNorm({n}, eps=1e-3)"]
+    if s.batch:
+        forms += [f"nn.BatchNorm{max(len(shape) - 1, 1)}d({shape[0]})"] * 2
+    return s.module("norm", s.draw.choice(forms))
+
+
+def refractory(s: Source, v: Value) -> tuple[Value, list[str]]:
+    """``v`` where a neuron may spike; the lines that count its steps from a spike ``{s}`` on."""
+    s.drawn[refractory] += 1
+    r = s.name("refractory")
+    s.begin(r, f"torch.zeros({s.dims(*v.shape)}, dtype={s.draw.choice(WHOLE)})")
+    gates = (
+        "torch.where({r} > 0, 0.0, {v})", "{v} * ({r} == 0)", "{v} * ({r} <= 0).to(x.dtype)",
+        "{v}.masked_fill({r} > 0, 0)", "torch.where({r} == 0, {v}, torch.zeros_like({v}))", "{v} - {r}",
+        "{v} * (1 - ({r} > 0).long())",
+    )  # fmt: skip
+    counts = (
+        "{r} = torch.where({s} > 0, 2, ({r} - 1).clamp(min=0))",
+        "{r} = torch.clamp({r} - 1, min=0)\n{r} = {r}.masked_fill({s} > 0, 2)",
+        "{r} = ({r} - 1).clamp(min=0) + 2 * ({s} > 0).long()", "{r} = torch.where({s}.bool(), 2, torch.relu({r} - 1))",
+        "{r} = torch.where({s} > 0, torch.full_like({r}, 3), {r} - ({r} > 0).long())",
+        "{r} = torch.maximum({r} - 1, 2 * ({s} > 0).long())",
+        "{r} = {r}.clone()\n{r}[{r} > 0] -= 1\n{r}[{s} > 0] = 2",
+        "{r} = ({r} - 1).clamp_min(0)\n{r}[{s}.detach() > 0] = 2",
+        "{r} = {r} - 1\n{r}.clamp_(min=0).masked_fill_({s} > 0, 1)", "{r} = ({r} + {s}.to({r}.dtype)) * ({r} < 3)",
+        "{r} = {r} // 2 + 3 * ({s} > 0).to({r}.dtype)", "{r} = torch.where({s} > 0, t + 2, {r})\n{r} = {r} * (t < {r})",
+    )  # fmt: skip
+    count = s.draw.choice(counts)
+    s.uses_t |= "t + 2" in count
+    s.others.append(r)
+    return s.let(s.draw.choice(gates).format(r=r, v=v), v.shape), count.replace("{r}", r).splitlines()
 
 
 def _record_of(s: Source, v: Value) -> str:
@@ -1238,11 +1604,18 @@ def _record_of(s: Source, v: Value) -> str:
 
 def feedback(s: Source, v: Value) -> tuple[Value, str]:
     """``v`` with the spikes of the layer behind it, one step late; and the variable of them."""
-    fed = s.zeros(v.shape, "fed")
-    if s.some(0.6):
-        layer = s.module("rec", f"nn.Linear({v.shape[-1]}, {v.shape[-1]})")
-        return s.let(f"{v} + {layer}({fed})", v.shape), fed
-    return s.let(f"{v} - 0.5 * {fed}", v.shape), fed
+    s.drawn[feedback] += 1
+    fed, n = s.zeros(v.shape, "fed"), v.shape[-1]
+    if s.some(0.4):
+        return s.let(f"{v} + {s.module('rec', f'nn.Linear({n}, {n})')}({fed})", v.shape), fed
+    if s.some(0.3):
+        both = s.draw.choice((f"torch.cat([{v}, {fed}], -1)", f"torch.cat(({fed}, {v}), dim={len(v.shape)})"))
+        return s.let(f"{s.module('rec', f'nn.Linear({2 * n}, {n})')}({both})", v.shape), fed
+    if s.some(0.3):
+        return s.let(f"{v} - 0.5 * {fed}", v.shape), fed
+    taken = s.let(f"{v} * 1", v.shape)
+    s.body.append(s.draw.choice(LATERAL if s.exact else (*LATERAL, *ROUNDED_LATERAL)).format(mem=taken, spk=fed, n=n))
+    return taken, fed
 
 
 class FromAbove:
@@ -1250,19 +1623,21 @@ class FromAbove:
 
     def __init__(self, s: Source, v: Value) -> None:
         self.s, self.layer, self.fed, self.width = s, f"self.{s.name('back')}", s.name("fed"), v.shape[-1]
-        self.taken = s.let(f"{v} {s.draw.choice('+-')} {self.layer}({self.fed})", v.shape)
+        self.form = s.draw.choice(("{v} + {f}({fed})", "{v} - {f}({fed})", "{v} - F.linear({fed}, {f}.weight.abs())",
+                                   "{f}(torch.cat([{v}, {fed}], -1))", "{v} - {fed} @ {f}.weight.t()"))  # fmt: skip
+        self.taken = s.let(self.form.format(v=v, f=self.layer, fed=self.fed), v.shape)
 
     def give(self, v: Value) -> None:
-        n, bias = v.shape[-1], self.s.draw.choice(("", ", bias=False"))
+        n, bias = v.shape[-1] + self.width * ("cat" in self.form), self.s.draw.choice(("", ", bias=False"))
         self.s.init.append(f"{self.layer} = nn.Linear({n}, {self.width}{bias})")
-        self.s.before.append(f"{self.fed} = x.new_zeros({self.s.dims(*v.shape)})")
+        self.s.begin(self.fed, f"x.new_zeros({self.s.dims(*v.shape)})")
         self.s.body.append(f"{self.fed} = {v}")
 
 
 def memory(s: Source, v: Value) -> Value:
     """``v`` with something of the steps before."""
     n = v.shape[-1]
-    kinds = ["delay", "delay", "list", "window", "trace", "trace", "sum", "weights"]
+    kinds = ["delay", "delay", "list", "window", "trace", "trace", "sum", "weights", "branches"]
     if not s.exact:
         kinds += ["recurrence", *["cell", "lstm", "gates"] * (len(v.shape) == 1)]
     kind = s.draw.choice(kinds)
@@ -1279,6 +1654,10 @@ def memory(s: Source, v: Value) -> Value:
         s.before.append(f"{fast} = {s.parameter('weight', n)}")
         w = s.let(f"{v} * {fast}", v.shape)
         s.body.append(f"{fast} = 0.5 * {fast} + {v}.reshape(-1, {n})[0]")
+        return w
+    if kind == "branches":
+        w = s.let(f"{v} * 1", v.shape)
+        dendrites(s, str(w), v)
         return w
     was = s.zeros(v.shape, "was")
     if kind == "cell":
@@ -1316,6 +1695,8 @@ def memory(s: Source, v: Value) -> Value:
     return w
 
 
+PARTS = (neuron_by_hand, one_tensor, dendrites, refractory, node, Layers._cell, all_steps, held_back, feedback)
+
 # ---- a program
 
 HEADER = """import functools
@@ -1324,11 +1705,15 @@ import operator
 import torch
 import torch.nn.functional as F
 from callables import steep
-from loop_ops import Masked, Named, Plain, Results, Saved, Summed, doubled, noise, scaled_, through
+from loop_ops import (
+    Cell, CellParameters, CellState, Masked, Named, Plain, Results, Saved, Summed, doubled, noise, scaled_, through
+)
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
+from snnfast.spikingjelly import functional, layer, neuron
+from snnfast.spikingjelly import surrogate as jelly
 from {surrogates} import surrogate
 """
 LAYOUTS = ("time first",) * 7 + ("batch first",) * 3 + ("constant",) * 2 + ("time last", "strided", "late", "backwards")
@@ -1371,8 +1756,8 @@ class Program:
         steps = (8, 9, 11, 14) if long else steps
         self.steps = self.draw.choice(steps) if self.some(0.95) else self.draw.choice((0, 1))
         self.s = Source(self.draw, self.dtype == "float32", self.steps, self.train)
-        self.carries = self.some(0.06)
-        self.layers = Layers(self.s, self.carries, by_hand)
+        self.carries = self.s.carries = self.some(0.08)
+        self.layers = Layers(self.s, by_hand)
         self._write()
         batches = (2, 3, 4) if self.train else (1, 2, 3, 4)  # of one sample, batch norm has no statistics
         batches += (5, 7) if long else ()
@@ -1395,7 +1780,7 @@ class Program:
                 n: (self.s.inputs.get(n, ("input",))[0].split()[0], self.shape_of(n, batch, steps))
                 for n in ("x", *self.s.inputs)
             }
-            self.settings["calls"].append({"resets": self.some(0.5), "inputs": shapes})
+            self.settings["calls"].append({"resets": self.some(0.5), "steps": steps, "inputs": shapes})
         context = self.draw.choice(("anomaly", "hooks", "checkpoint")) if self.some(0.1) else ""
         self.settings["around"] = (context, self.draw.choice(PLACES))
         settings = "".join(f'    "{k}": {v!r},\n' for k, v in self.settings.items())
@@ -1424,15 +1809,18 @@ class Program:
                 v = flatten(s, v)
             if self.some(0.5) or v.size > 12:
                 v = (conv(s, v) if len(v.shape) == 3 else None) or linear(s, v)
-            fed = None
-            if self.some(0.06):
+            fed, counts_of_steps = None, []
+            if self.some(0.08):
                 v, fed = feedback(s, v)
+            if self.some(0.08):
+                v, counts_of_steps = refractory(s, v)
             if above is None and self.some(0.08):
                 above = FromAbove(s, v)
                 v = above.taken
             layer = self.layers.add(v)
             if fed:
                 s.body.append(f"{fed} = {layer.spk}")
+            s.body += [line.replace("{s}", str(layer.spk)) for line in counts_of_steps]
             seen += [layer.spk, *[layer.mem] * (layer.mem is not None)]
             s.values += [layer.spk, *(Value(n, layer.shape) for n in layer.states)]
             v = layer.spk
@@ -1444,6 +1832,10 @@ class Program:
                 v = memory(s, v)
         if above is not None:
             above.give(v)
+        if s.cuts and self.some(0.1):
+            s.uses_t = True
+            condition = self.draw.choice(("if t and t % 2 == 0:", "if t > 1:", "if t % 2 == 1:", "if t == 2:"))
+            s.body[:0] = [condition, *(f"    {line}" for line in s.cuts)]
         text = "\n".join(s.body)
         return [
             *seen,
@@ -1476,6 +1868,10 @@ class Program:
             if self.some(0.5):
                 begin = ["with torch.no_grad():", *(f"    {line}" for line in begin)]
             return [*begin, f"for t in range({T // 2}, {T}):", *inner]
+        if T > 2 and s.cuts and self.some(0.05):  # a few steps at a time
+            cuts = ["    if k:", *(f"        {line}" for line in s.cuts)]
+            return [f"for k in range(0, {T}, 2):", *cuts, f"    for t in range(k, min(k + 2, {T})):",
+                    *(f"    {line}" for line in inner)]  # fmt: skip
         if T > 1 and self.some(0.06):  # the first step, or the last one, stands outside
             outer, steps = self.draw.choice(((0, f"range(1, {T})"), (T - 1, f"range({T - 1})")))
             alone, rest = [f"t = {outer}", f"xt = {step}", *body], [f"for t in {steps}:", *inner]
@@ -1505,6 +1901,10 @@ class Program:
             statements(s, draw.choice((0, 0, 0, 1, 2)))
         count, loops = draw.choice((1, 1, 1, 1, 1, 1, 2, 2, 3)), 2 if self.some(0.1) and self.steps else 1
         v, x, code = Value("xt", shape), "x", []
+        if layout == "time first" and s.batch and self.some(0.06):
+            with s.written_to(s.before):
+                first = all_steps(s, s.records[0])
+            v, x = Value("xt", first.shape), first.name
         for loop in range(loops):
             if layout == "time first" and self.some(0.2) and self.steps:
                 x, layout, form = s.name("xs"), "list", draw.choice(LISTS).format(R=x)
@@ -1517,7 +1917,7 @@ class Program:
             for w in draw.sample(seen, min(len(seen), draw.choice((1, 2, 2, 3, 3)) if last else draw.choice((0, 1)))):
                 keep(s, w)
             code += self._loop_over(x, layout, s.body, loop == 0, last)
-            s.body, s.uses_t, s.place = [], False, "after"
+            s.body, s.uses_t, s.place, s.cuts = [], False, "after", []
             s.lists += s.kept
             s.kept = []
             s.records += [u for u in s.later if u.name.startswith("filled")]
@@ -1543,7 +1943,7 @@ class Program:
         if s.draws:
             returned = f"{{'draws': [{', '.join(s.draws)}], 'rest': {returned}}}"
         if self.carries:
-            returned = f"{returned}, ({''.join(f'{state}, ' for state in self.layers.carried)})"
+            returned = f"{returned}, ({''.join(f'{state}, ' for state in s.carried)})"
         lines = [*s.before, *code, *s.after]
         alike = [record for record in s.lists if record.shape == shape]
         if layout == "time first" and alike and self.some(0.3):  # layers of the same lines, each over all time steps

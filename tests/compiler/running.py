@@ -18,13 +18,15 @@ import snntorch
 import torch
 from internals import Attempt, ByRecording, is_step, merge, stages, tracing
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 import snnfast.snntorch
 from benchmarks.collection.comparison import TOLERANCES, Seen, difference, gradients, leaves, seen
 from snnfast import GraphReport
+from snnfast.spikingjelly.neuron import BaseNode
 
-STATES = ("syn_exc", "syn_inh", "syn", "mem")
+STATES = ("syn_exc", "syn_inh", "syn", "mem", "v", "v_seq")  # the last two of a node of SpikingJelly
 OUTCOMES = ("wholly", "partly", "recurrence", "repeated", "refused", "without a neuron")
 LEFT_OUT = ("raises without a compiler", "wrong without snnfast")
 # A write that autograd is not told of: which gradient is right depends on what a layer keeps for its backward pass.
@@ -47,6 +49,11 @@ AROUND: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 torch._dynamo.guards.profile_guard_manager = lambda *args: 0.0
 
 
+def detached(value: Any) -> Any:
+    """A state, which may be a number yet, or ``None``."""
+    return value.detach() if isinstance(value, Tensor) else value
+
+
 class Run:
     """A network of a program, and its calls.
 
@@ -63,7 +70,8 @@ class Run:
         self.random = torch.Generator().manual_seed(settings["number"])
         torch.manual_seed(settings["number"])
         self.net = made(snnfast.snntorch).to(device, self.dtype).train(settings["train"])
-        self.layers = {n: m for n, m in self.net.named_modules() if isinstance(m, snntorch.SpikingNeuron)}
+        neurons = (snntorch.SpikingNeuron, BaseNode)
+        self.layers = {n: m for n, m in self.net.named_modules() if isinstance(m, neurons)}
         self.carried: Any = None
         self.calls = 0
         if drawn:
@@ -100,8 +108,8 @@ class Run:
     def inputs(self, call: dict[str, Any]) -> dict[str, Tensor]:
         made: dict[str, Tensor] = {}
         for name, (kind, shape) in call["inputs"].items():
-            if kind == "classes":
-                made[name] = torch.randint(2, tuple(shape), generator=self.random)
+            if kind in ("classes", "lengths"):
+                made[name] = torch.randint(call["steps"] + 1 if kind == "lengths" else 2, shape, generator=self.random)
                 continue
             made[name] = self._uniform(shape, -0.5, 1.5)
             if self.settings["strided_input"] and len(shape) > 1:
@@ -114,7 +122,7 @@ class Run:
         net, settings = self.net, self.settings
         for layer in self.layers.values():
             for state in self._states(layer):
-                setattr(layer, state, getattr(layer, state).detach())
+                setattr(layer, state, detached(getattr(layer, state)))
             if call["resets"]:  # not by snntorch.utils.reset, which resets the layers of all networks
                 layer.reset_mem()
         self.calls += 1
@@ -133,8 +141,7 @@ class Run:
                 function = partial(checkpoint, function, use_reentrant=False, early_stop=False)
             outputs = function(*carried, *given.values())
         if settings["carries"]:
-            detached = settings["carries"] == "detached"
-            self.carried = tuple(t.detach() if detached else t for t in outputs[1])
+            self.carried = pytree.tree_map(detached, outputs[1]) if settings["carries"] == "detached" else outputs[1]
         held = [(f"{n}.{state}", getattr(m, state)) for n, m in self.layers.items() for state in self._states(m)]
         buffers = [(n, b) for n, b in net.named_buffers() if n.rpartition(".")[2] not in STATES]
         found = seen(outputs, held, [*((f"input {n}", t) for n, t in given.items()), *buffers], net.named_parameters())

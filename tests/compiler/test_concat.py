@@ -4,6 +4,9 @@ import torch
 from compiler.forms import after, steps, tensor
 from torch import Tensor, nn
 
+import snnfast
+from benchmarks.collection.comparison import TOLERANCES, difference, seen
+
 fc = nn.Linear(3, 1)
 
 
@@ -26,3 +29,15 @@ linear_4 = linear(x_3, slice, b)
 linear_5 = linear(add_1, slice_1)
 add_2 = add(linear_4, linear_5)
 return [add_2]""")
+
+
+def test_a_part_of_a_product_shares_its_memory() -> None:
+    def loop(x: Tensor) -> tuple[Tensor, ...]:
+        spk = x[0, :, :1]
+        for x_t in x:
+            spk = fc(torch.cat((x_t, spk), 1))
+            part = spk[1:]
+        return spk, part
+
+    x = torch.rand(5, 3, 2)
+    assert difference(seen(snnfast.compile(loop)(x)), seen(loop(x)), TOLERANCES["float32"]) is None

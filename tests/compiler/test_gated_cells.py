@@ -1,8 +1,12 @@
 """Where a step waits for the last one, gates are cut before they are computed, and a cell is spelled out."""
 
+import pytest
 import torch
 from compiler.forms import after, steps, tensor
 from torch import Tensor, nn
+
+import snnfast
+from benchmarks.collection.comparison import TOLERANCES, difference, seen
 
 fc, rec, cell = nn.Linear(3, 4), nn.Linear(2, 4), nn.GRUCell(3, 2)
 
@@ -65,3 +69,19 @@ def test_gates_that_wait_for_nothing_stay() -> None:
 
     form = after("gates", loop, [*steps(2, 3), tensor(2, 3)], tensor(2, 2))
     assert form.count("chunk(") == form.count("gru_cell(") == 3
+
+
+@pytest.mark.parametrize("kind", [nn.GRUCell, nn.LSTMCell, nn.RNNCell])
+def test_a_part_of_a_state_shares_its_memory(kind: type) -> None:
+    cell = kind(3, 2)
+
+    def loop(x: Tensor) -> tuple[Tensor, ...]:
+        state = None
+        for x_t in x:
+            state = cell(x_t, state)
+            last = state[1] if isinstance(state, tuple) else state
+            part = last[:, 1:]
+        return last, part
+
+    x = torch.rand(5, 2, 3)
+    assert difference(seen(snnfast.compile(loop)(x)), seen(loop(x)), TOLERANCES["float32"]) is None

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from internals import BACKEND
 from loop_fuzz import wrong
-from random_programs import KINDS, PIECES, Program, neuron_by_hand
+from random_programs import KINDS, PARTS, PIECES, Program
 from running import LEFT_OUT, OUTCOMES, SETTINGS, outcome, with_settings
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
@@ -35,15 +35,15 @@ def test_random_loops_do_what_they_do_uncompiled(first: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "long"),
+    ("first", "cases", "long"),
     [
-        (0, False),
-        *(pytest.param(first, False, marks=pytest.mark.thorough) for first in range(10, 80, 10)),
-        *(pytest.param(first, True, marks=pytest.mark.thorough) for first in (0, 10)),
+        (0, 10, False),
+        *(pytest.param(first, 35, False, marks=pytest.mark.thorough) for first in (10, 45)),
+        pytest.param(0, 20, True, marks=pytest.mark.thorough),
     ],
 )
-def test_random_loops_do_what_they_do_unrecorded(first: int, long: bool) -> None:
-    assert compare(range(first, first + 10), "recording", long)["planned"]
+def test_random_loops_do_what_they_do_unrecorded(first: int, cases: int, long: bool) -> None:
+    assert compare(range(first, first + cases), "recording", long)["planned"] >= cases / 10
 
 
 # No database and no shrinking: a number near another one is another program altogether.
@@ -61,7 +61,7 @@ def test_programs_are_drawn_by_their_number_alone_and_have_every_statement_and_p
     assert programs[7].source == Program(7).source
     assert len({p.source for p in programs}) == len(programs)
     counts = sum((p.s.drawn for p in programs), Counter[Any]())
-    assert {f.__name__ for f in (*KINDS, neuron_by_hand, *(p.write for p in PIECES)) if counts[f] < 5} == set()
+    assert {f.__name__ for f in (*KINDS, *PARTS, *(p.write for p in PIECES)) if counts[f] < 5} == set()
     assert {p.dtype for p in programs} == {"float32", "float64"}
     assert {p.steps for p in programs} == set(range(6))
 

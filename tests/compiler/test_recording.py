@@ -1217,3 +1217,25 @@ def test_what_torchscript_runs_gets_values(made: Callable[[], Any]) -> None:
     for _ in range(4):
         same(loop, compiled, x)
         torch.testing.assert_close(*(torch.autograd.grad(f(x)[0].sum(), x) for f in (compiled, loop)))
+
+
+@pytest.mark.parametrize("states", [3, 9])
+def test_states_that_a_first_step_apart_takes_from_one_tensor_are_its_own(states: int) -> None:
+    """A loop of three calls within a step is no step of the loop around it, and nine states are no nine steps."""
+
+    def loop(x: Tensor, state: Tensor) -> list[Tensor]:
+        mem, record = torch.zeros_like(state[0]), []
+        for t in range(x.shape[0]):
+            u, v, w = [state[i] for i in range(states)][-3:]
+            if t > 0:
+                w = torch.sigmoid(w) * x[t]
+            u = torch.sigmoid(u) + v * 3
+            mem = mem * 0.5 + torch.tanh(u - 1.0) * w
+            record.append(mem)
+        return record
+
+    recorded = ByRecording(loop)
+    for T in (9, 12):
+        x, state = currents(T), currents(states)
+        assert [torch.equal(a, b) for a, b in zip(recorded(x, state), loop(x, state), strict=True)] == [True] * T
+    assert not [plan for plan in recorded.plans if isinstance(plan, str)]

@@ -17,7 +17,7 @@ import torch
 from torch.fx import Graph, Node
 
 from snnfast.compiler.calls import LEAST, aten, insert_call, same_context, signature_of, site_of, value
-from snnfast.compiler.memory import Memory
+from snnfast.compiler.memory import Memory, replace
 from snnfast.compiler.order import reads
 
 
@@ -82,6 +82,5 @@ def _sum_of_products(node: Node, weights: list[Node]) -> None:
             product.meta["modules"] = (*modules, f"sum {i}")
         total = product
     assert total is not None
-    node.replace_all_uses_with(total)
-    node.graph.erase_node(node)
-    node.graph.erase_node(concatenated)
+    replace(node, total)
+    concatenated.graph.erase_node(concatenated)

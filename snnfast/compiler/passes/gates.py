@@ -32,7 +32,7 @@ from snnfast.compiler.calls import (
     tensors_of,
     value,
 )
-from snnfast.compiler.memory import Memory
+from snnfast.compiler.memory import Memory, replace
 from snnfast.compiler.order import reads
 
 _IN_PIECES = ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
@@ -97,11 +97,11 @@ def _spell_out(node: Node) -> Node:
     results = _CELLS[name_of(node.target)](call, gates, *states)
     for user in list(node.users) if isinstance(results, tuple) else []:
         number: Any = user.args[1]
-        user.replace_all_uses_with(results[number])
-        node.graph.erase_node(user)
+        replace(user, results[number])
     if isinstance(results, Node):
-        node.replace_all_uses_with(results)
-    node.graph.erase_node(node)
+        replace(node, results)
+    else:
+        node.graph.erase_node(node)
     return h
 
 

@@ -296,16 +296,32 @@ class _Writer:
 
     def _row(self, run: int, offset: int, step: int, number: int) -> Node:
         """A result of a step of a loop. Steps before the first and behind the last one are outside of it."""
-        form = self._form
-        if 0 <= step < self._steps[run]:
+        steps, loop = self._steps[run], self._form.runs[run]
+        if 0 <= step < steps:
             made: Any = self._made.get(("row", run, step, offset))
+        elif step < 0:
+            made = self._made_near(run, loop.start + step * loop.period + offset)
         else:
-            period, first = form.runs[run].period, form.folded.first(run)
-            behind = step - self._steps[run] + 1 if step > 0 else step
-            made = self._made.get(("at", first + behind * period + offset))
+            made = self._made_near(run, loop.end + (step - steps) * loop.period + offset)
         if made is None:
             raise UnknownFormError("it reads a step that is apart from those of the loop")
         return self._result(made, number)
+
+    def _made_near(self, run: int, number: int) -> Node | None:
+        """A call in front of a loop or behind it, by its number in the record.
+
+        A step that is apart may have a short loop in it, as ``state[0], state[1], state[2]``.
+        """
+        form, loop = self._form, self._form.runs[run]
+        for i, other in enumerate(form.runs):
+            between = other.end > min(number, loop.start) and other.start < max(number + 1, loop.end)
+            if i != run and between and self._steps[i] != other.steps:
+                return None
+        inside = form.folded.run_at(number)
+        if inside is None:
+            return self._made.get(("at", form.folded.place(number)))
+        short = form.runs[inside]
+        return self._made.get(("row", inside, *divmod(number - short.start, short.period)))
 
     def _result(self, made: Node, number: int) -> Node:
         kind = self._kinds_of[made]

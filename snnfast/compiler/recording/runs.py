@@ -147,7 +147,3 @@ class Folded:
         """The place of a call outside of any loop."""
         i = bisect_right(self._starts, number)
         return number - self._cut[i]
-
-    def first(self, run: int) -> int:
-        """The place of the first call of a loop."""
-        return self.runs[run].start - self._cut[run]
