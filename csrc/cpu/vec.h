@@ -10,7 +10,10 @@
 #include <arm_neon.h>
 #endif
 
+#include <cstddef>
+#include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "../math/exponential.h"
 #include "../math/scalar.h"
@@ -124,6 +127,22 @@ SNN_HD Vec<A> multiply_add(Vec<A> a, Vec<A> b, Vec<A> c) {
 #else
   return a * b + c;
 #endif
+}
+
+// Integers of another width. GCC has instructions for twice and for half the width, and takes what is further apart
+// number by number.
+template <typename To, typename From>
+SNN_HD To resized(From v) {
+  constexpr size_t kFrom = sizeof(v[0]), kTo = sizeof(To{}[0]);
+  if constexpr (kFrom > 2 * kTo) {
+    typedef std::conditional_t<kFrom == 8, uint32_t, uint16_t> Half __attribute__((vector_size(sizeof(From) / 2)));
+    return resized<To>(__builtin_convertvector(v, Half));
+  } else if constexpr (kTo > 2 * kFrom) {
+    typedef std::conditional_t<kTo == 8, uint32_t, uint16_t> Half __attribute__((vector_size(sizeof(To) / 2)));
+    return __builtin_convertvector(resized<Half>(v), To);
+  } else {
+    return __builtin_convertvector(v, To);
+  }
 }
 
 // A non-temporal store does not read the cache line first. `to` must be aligned to a register.

@@ -25,8 +25,8 @@ from snnfast._core.pytorch import is_transformed, not_compiled_alone
 from snnfast._images.choice import has_numbers
 
 __all__ = [
-    "batch_norm", "has_batch_statistics", "in_any_order", "is_pytorchs", "is_small", "normalised",
-    "of_batch", "running_averages", "update_averages",
+    "batch_norm", "batch_norm_of_constant", "has_batch_statistics", "in_any_order", "is_pytorchs", "is_small",
+    "normalised", "normalised_constant", "of_batch", "running_averages", "update_averages",
 ]  # fmt: skip
 
 _LEAST = 1 << 17
@@ -82,13 +82,26 @@ def normalised(
     x: Tensor,  # [T, B, C, *]
 ) -> Tensor:
     """The output at every step of a layer with :func:`has_batch_statistics`. Its running averages change in place."""
+    return _normalised(layer, x, len(x))
+
+
+def normalised_constant(
+    layer: _BatchNorm,
+    x: Tensor,  # [B, C, *]
+    steps: int,
+) -> Tensor:
+    """The same of an input that is the same at so many steps: the output ``[B, C, *]`` of any of them."""
+    return _normalised(layer, x.unsqueeze(0), steps)[0]
+
+
+def _normalised(layer: _BatchNorm, x: Tensor, steps: int) -> Tensor:
     by = _synchronised(layer) if type(layer) is nn.SyncBatchNorm and is_only_called(layer) else None
-    if not (by or is_pytorchs(layer)) or not len(x) or x.shape[2:3] != (layer.num_features,):
-        return torch.stack([layer(step) for step in x]) if len(x) else x
+    if not (by or is_pytorchs(layer)) or not steps or x.shape[2:3] != (layer.num_features,):
+        return torch.stack([layer(step) for step in x.expand(steps, *x.shape[1:])]) if steps else x
     layer._check_input_dim(x[0])  # type: ignore[no-untyped-call]
     if by is None and x[0].numel() == x.shape[2]:
         raise ValueError(f"expected more than 1 value per channel when training, got a step of {tuple(x.shape[1:])}")
-    return batch_norm(x, layer.weight, layer.bias, *running_averages(layer, len(x)), layer.eps, by)
+    return batch_norm(x, layer.weight, layer.bias, *running_averages(layer, steps), layer.eps, by, steps)
 
 
 def running_averages(layer: _BatchNorm, steps: int) -> tuple[Tensor | None, Tensor | None, float | Tensor]:
@@ -111,11 +124,12 @@ def batch_norm(
     momentum: float | Tensor,  # or how many steps there were with these: the averages are those of all
     eps: float,
     by: Callable[..., Tensor] | None = None,  # takes the place of ``torch.batch_norm``, and of the kernels
+    steps: int | None = None,  # T, where ``x`` has but one step, as all of them are; so has the result then
 ) -> Tensor:
     """``torch.batch_norm`` in training of each step, one after the other. The running averages change in place."""
-    steps = x.shape[0]
+    steps = x.shape[0] if steps is None else steps
     varies = any(t is not None and t.dim() == 2 for t in (weight, bias))
-    repeats = not varies and steps > 1 and isinstance(x.stride(0), int) and x.stride(0) == 0
+    repeats = not varies and x.shape[0] > 1 and isinstance(x.stride(0), int) and x.stride(0) == 0
     if repeats:
         x = x[:1]
     y: Tensor
@@ -130,6 +144,21 @@ def batch_norm(
         variance = variance * (n / (n - 1))  # that of the running average is unbiased
     update_averages((running_mean, running_var, momentum), mean, variance, steps)
     return y.expand(steps, *y.shape[1:]) if repeats else y
+
+
+def batch_norm_of_constant(
+    x: Tensor,  # [B, C, *]
+    weight: Tensor | None,  # [C]
+    bias: Tensor | None,  # [C]
+    running_mean: Tensor | Sequence[Tensor] | None,
+    running_var: Tensor | Sequence[Tensor] | None,
+    momentum: float | Tensor,
+    eps: float,
+    steps: int,
+) -> Tensor:
+    """:func:`batch_norm` of an input that is the same at so many steps: the output ``[B, C, *]`` of any of them."""
+    given = weight, bias, running_mean, running_var, momentum, eps
+    return batch_norm(x.unsqueeze(0), *given, steps=steps).squeeze(0)
 
 
 def _takes_kernels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:

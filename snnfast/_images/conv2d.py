@@ -1,5 +1,6 @@
 """Convolutions of spikes: where few are not zero, a kernel adds up the weights that these reach, and no others."""
 
+import math
 from typing import Any, cast
 
 import torch
@@ -26,7 +27,12 @@ def most(outputs: int, values: int) -> float:
     """
     if outputs < 8 or (outputs < 32 and values <= 16):
         return 0.0
-    return 0.3 if values >= 80 or (outputs >= 32 and values > 16) else 0.125
+    many = 80 if outputs < 32 else 60 if outputs < 64 else 17
+    return 0.3 if values >= many else 0.125
+
+
+_MOST_OF_WEIGHT = 0.2
+"""The same share for the gradient of the weights, with a stride of 1. With others, PyTorch's is as fast."""
 
 
 def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -48,7 +54,7 @@ def conv2d(
     """``torch.conv2d``, by its events where the input has few of them. Its numbers up to the order of the sums.
 
     A weight that is not finite makes NaN of a zero of the input in PyTorch; so it does here. A gradient of the output
-    that is not finite reaches the weights through events only, and an event that is not finite makes NaN of taps by
+    that is not finite may reach the weights through events only, and an event that is not finite makes NaN of taps by
     which it reaches no output.
     """
     found = _by_events(input, weight, bias, stride, padding, dilation, groups)
@@ -91,17 +97,21 @@ def _rows(x: Tensor, weight: Tensor, padding: Any, dim: int) -> int:
 
 
 def _few(x: Tensor, weight: Tensor) -> bool:
-    return _has_few(x, weight.shape[0], weight.shape[3]) and bool(weight.isfinite().all())
+    # A weight that is not finite makes the sum so.
+    return _has_few(x, weight.shape[0], weight.shape[3]) and math.isfinite(weight.detach().sum())
 
 
 def _has_few(x: Tensor, outputs: int, width: int) -> bool:
     """Whether a kernel of so many columns has few events among its input, which is small enough to list them."""
-    share = most(outputs, x.shape[1] * width)
-    return x.shape[1:].numel() <= _MOST_VALUES and bool(torch.ops.snnfast.count_events(x) <= share * x.numel())
+    return x.shape[1:].numel() <= _MOST_VALUES and _are_few(x, most(outputs, x.shape[1] * width))
+
+
+def _are_few(x: Tensor, share: float) -> bool:
+    return bool(torch.ops.snnfast.count_events(x) <= share * x.numel())
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution by events, with the gradient of its weights by events, and that of the input if it has few.
+    """A convolution by events. The gradients of its weights and of its input are by events where these are fewer.
 
     While a compiler traces, there are no numbers to choose by, and its ops choose at each call.
     """
@@ -142,13 +152,14 @@ def _gradients(
     """With respect to the input, the weight and the bias."""
     grad = grad.contiguous(memory_format=torch.channels_last)
     found = _of_input(grad, weight, stride, padding) if by_events and needs[0] else None
+    weight_by_events = by_events and needs[1] and stride == [1, 1] and _are_few(x, _MOST_OF_WEIGHT)
     # PyTorch would compute the gradient of the weights for that of the bias alone.
-    rest = [needs[0] and found is None, False, False] if by_events else needs
+    rest = [needs[0] and found is None, needs[1] and not weight_by_events, False] if by_events else needs
     of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
         grad, x, weight, biases, stride, padding, [1, 1], False, [0, 0], 1, rest
     )
     of_x = of_x if found is None else found
-    if by_events and needs[1]:
+    if weight_by_events:
         of_weight = torch.ops.snnfast.event_conv2d_weight(x, grad, *weight.shape[2:], *stride, *padding)
     if by_events and needs[2]:
         of_bias = grad.sum((0, 2, 3))

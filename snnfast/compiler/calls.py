@@ -206,6 +206,19 @@ def step_of(node: Node) -> Node | None:
     return made if isinstance(made, Node) and is_step(made.target) else None
 
 
+def step_of_constant(whole: Node) -> Node | None:
+    """The tensor that ``[T, *]`` repeats at each step; ``None``: its steps may differ."""
+    if whole.target is not aten.expand.default:
+        return None
+    step: Any = whole.args[0]
+    return step if list(map(str, value(step).shape)) == list(map(str, value(whole).shape[1:])) else None
+
+
+def is_zero(node: Node) -> bool:
+    """Whether a tensor is made of zeros."""
+    return node.op == "call_function" and name_of(node.target) in ("zeros", "zeros_like", "new_zeros")
+
+
 def is_pointwise(target: Any) -> bool:
     return isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags
 

@@ -4,7 +4,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from snnfast.compiler.calls import (
     fake_mode_of,
     index_of,
     is_opaque,
+    is_zero,
     may_alias,
     signature_of,
     size_of,
@@ -210,6 +211,22 @@ class Emitter(Writer):
             return count
         number = self._numbers[loop.length]
         return number if count == loop.length else self.call(operator.add, number, count - loop.length)
+
+    def is_zeros(self, node: Node, shape: Any, dtype: torch.dtype) -> bool:
+        """Whether a state outside of the loop is zeros of a shape and dtype, which nothing changes.
+
+        What begins with zeros need not read them, and they have no order in memory that would have to be changed.
+        """
+        t = value(node)
+        if not isinstance(t, Tensor) or t.dtype != dtype or list(map(str, t.shape)) != list(map(str, shape)):
+            return False
+        while node not in self.facts.written and not value(node).requires_grad:
+            if is_zero(node):
+                return True
+            if node.target not in (aten.expand.default, aten.clone.default, aten.detach.default):
+                break
+            node = cast(Node, node.args[0])
+        return False
 
     def numbers(self, a: Argument, statement: Statement) -> Node:
         """``[T, 1, ...]`` of a number that differs from step to step."""

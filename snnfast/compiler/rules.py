@@ -18,7 +18,8 @@ from torch.fx import Graph, Node, map_arg
 from torch.utils import _pytree as pytree
 
 from snnfast._images.batch_norm import batch_norm as batch_norm_over_time
-from snnfast.compiler.calls import aten, has_effect, is_pointwise, literal, name_of, spelled, value
+from snnfast._images.batch_norm import batch_norm_of_constant
+from snnfast.compiler.calls import aten, has_effect, is_pointwise, literal, name_of, spelled, step_of_constant, value
 from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.writer import Writer
 from snnfast.losses.base import cross_entropy_over_time
@@ -188,9 +189,14 @@ def batch_norm(step: StepCall) -> Node | None:
     if any(isinstance(every, list) and len(set(every)) < len(every) for every in running):
         raise UnmergedError("some steps share their running averages")
     x, weight, bias = (step.given[name] for name in ("input", "weight", "bias"))
+    others = weight, bias, *running, step.given["momentum"], step.given["eps"]
     if x not in step.varies:
         x = step.emit(aten.expand.default, x, (step.steps, *(-1,) * value(x).dim()))
-    return step.emit(batch_norm_over_time, x, weight, bias, *running, step.given["momentum"], step.given["eps"])
+    repeated = None if weight in step.varies or bias in step.varies else step_of_constant(x)
+    if repeated is None:
+        return step.emit(batch_norm_over_time, x, *others)
+    found = step.emit(batch_norm_of_constant, repeated, *others, step.steps)
+    return step.emit(aten.expand.default, found, (step.steps, *(-1,) * value(found).dim()))
 
 
 @rule("layer_norm", "rms_norm", "pad")

@@ -14,7 +14,7 @@ from snnfast._core import watch
 from snnfast._core.linear import Linear
 from snnfast._core.ops import has_cpu_kernels
 from snnfast._core.settings import check_flag
-from snnfast._images.batch_norm import has_batch_statistics, normalised
+from snnfast._images.batch_norm import has_batch_statistics, normalised, normalised_constant
 from snnfast._images.channels_last import Order, keeps_order
 from snnfast._unroll.call import Norm
 from snnfast._unroll.checks import check_reduce
@@ -437,7 +437,7 @@ class _Pass:
             return None
         norm: Any = layer
         if num_steps is not None:
-            return lambda batch: normalised(norm, batch.expand(num_steps, *batch.shape))[0]
+            return lambda batch: normalised_constant(norm, batch, num_steps)
         return lambda batch: normalised(norm, batch.view(x.shape)).flatten(0, 1)
 
     def neuron(

@@ -101,6 +101,90 @@ def test_results_that_are_computed_once_for_all_steps_are_separate(by: Any, view
         assert all(torch.equal(t, out[0]) for t in out)
 
 
+def test_neurons_behind_a_layer_that_has_the_same_input_at_every_step_are_given_one_step() -> None:
+    norm, lif = nn.BatchNorm1d(4), snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> Tensor:
+        mem, out = lif.reset_mem(), []
+        for _ in range(5):
+            spk, mem = lif(norm(x), mem)
+            out.append(spk)
+        return torch.stack(out)
+
+    after_merging("emit", loop, tensor(3, 4)).expect("""\
+add_ = add_(x_1, 5)
+batch_norm_of_constant = batch_norm_of_constant(x, b, b_1, x_2, x_3, 0.1, 1e-05, 5)
+expand = expand(batch_norm_of_constant, [5, -1, -1])
+unroll_steps = unroll_steps('leaky', batch_norm_of_constant, [None, x_4, x_5, x_6], 16, 0, 2.0, 0.0, 'auto', 5, 0, False)
+getitem = unroll_steps[2]
+getitem_1 = unroll_steps[0]
+return [getitem_1, getitem]""")  # noqa: E501
+
+
+def test_states_of_zeros_are_not_read() -> None:
+    lif = snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> list[Tensor]:
+        mem, u, v, out = torch.zeros(3, 4), torch.zeros(1, 4), torch.zeros(3, 4), []
+        for step in x:
+            spk, mem = lif(step, mem)
+            u, v = u * 0.5 + step, (v * 0.5 + step).tanh()
+            out.append(spk + u + v)
+        return out
+
+    after_merging("emit", loop, tensor(5, 3, 4)).expect("""\
+zeros = zeros([1, 4], device=cpu, pin_memory=False)
+mul = mul(zeros, 0.5)
+unroll_steps = unroll_steps('leaky', x, [None, x_1, x_2, x_3], 16, 0, 2.0, 0.0, 'auto', None, 0, False)
+getitem = unroll_steps[2]
+getitem_1 = unroll_steps[0]
+recurrence = recurrence(x, getitem_1, mul, 0.0)
+getitem_2 = recurrence[0]
+unbind = unbind(getitem_2, 0)
+getitem_3 = unbind[-1]
+getitem_4 = unbind[-2]
+getitem_5 = unbind[2]
+getitem_6 = unbind[1]
+getitem_7 = unbind[0]
+detach = detach(getitem_7)
+detach_1 = detach(getitem_6)
+clone = clone(detach_1)
+detach_2 = detach(getitem_5)
+clone_1 = clone(detach_2)
+detach_3 = detach(getitem_4)
+clone_2 = clone(detach_3)
+detach_4 = detach(getitem_3)
+clone_3 = clone(detach_4)
+detach_5 = detach(getitem)
+return [detach, clone, clone_1, clone_2, clone_3, detach_5]""")
+
+
+@pytest.mark.parametrize("by", [ByRecording, by_tracing])
+@pytest.mark.parametrize("make", [
+    lambda x: torch.zeros(3, 4).add_(0.5), lambda x: torch.zeros(3, 4, requires_grad=True), lambda x: torch.zeros(4),
+    lambda x: torch.zeros(3, 4, dtype=torch.float64), lambda x: torch.zeros(1).expand(3, 4), torch.zeros_like,
+], ids=["changed", "learned", "broadcast", "wide", "expanded", "like"])  # fmt: skip
+def test_states_that_begin_with_zeros_have_the_numbers_of_the_loop(by: Any, make: Callable[[Tensor], Tensor]) -> None:
+    lif = snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> list[Tensor]:
+        first = make(x[0])
+        mem, u, out = first, first, []
+        for step in x:
+            spk, mem = lif(step, mem)
+            u = u * 0.5 + step
+            out.append(spk + u)
+        found = torch.stack(out)
+        return [found, mem, u, *torch.autograd.grad(found.sum(), first)] if first.requires_grad else [found, mem, u]
+
+    x = torch.rand(6, 3, 4)
+    compiled = by(loop)
+    for _ in range(2):
+        for found, wanted in zip(compiled(x), loop(x), strict=True):
+            assert found.dtype == wanted.dtype
+            torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("by", [ByRecording, by_tracing])
 @pytest.mark.parametrize("kept", ["mem", "copy", "current"])
 def test_a_result_of_a_step_can_be_changed_in_place(by: Any, kept: str) -> None:

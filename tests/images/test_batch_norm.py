@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snnfast import Leaky, MultiStep, Residual, use_backend
 from snnfast._core import ops as _ops
 from snnfast._images import batch_norm as batch_norm_module
-from snnfast._images.batch_norm import batch_norm, normalised
+from snnfast._images.batch_norm import batch_norm, normalised, normalised_constant
 from snnfast.spikingjelly import layer as jelly
 from snnfast.spikingjelly.layer import SeqToANNContainer
 
@@ -209,6 +209,20 @@ def test_the_same_input_at_every_step_is_normalised_once() -> None:
         y = normalised(layer, x)
         assert y.stride(0) == 0
         assert_all_close((y, *layer.buffers()), (loop(other, x), *other.buffers()), 1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": None}])
+def test_a_constant_is_normalised_as_one_step(options: dict[str, Any]) -> None:
+    layer, x = layer_of((5, 24), **options), steps_of((5, 24))[0].requires_grad_()
+    other = copy.deepcopy(layer)
+    y, steps = normalised_constant(layer, x, 4), loop(other, x.expand(4, 5, 24))
+    grad = torch.linspace(-1, 1, y.numel()).view(y.shape)
+    found = torch.autograd.grad(y, [x, *layer.parameters()], grad)
+    assert_all_close(
+        (y, *found, *layer.buffers()),
+        (steps[3], *torch.autograd.grad(steps[3], [x, *other.parameters()], grad), *other.buffers()),
+        1e-5,
+    )
 
 
 @pytest.mark.needs_extension

@@ -164,6 +164,23 @@ def test_the_gradient_of_an_input_is_by_events_behind_max_pooling(name: str, mon
     assert given[1:] == [y.shape] * by_events
 
 
+@pytest.mark.parametrize(("share", "stride", "by_events"), [(0.1, 1, True), (0.27, 1, False), (0.1, 2, False)])
+def test_the_gradient_of_weights_is_by_events_where_that_is_faster(
+    share: float, stride: int, by_events: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight, bias = spikes(6, 32, 11, 14, share), torch.randn(32, 32, 3, 3, requires_grad=True), torch.randn(32)
+    x.requires_grad_()
+    kernel, given = ops.event_conv2d_weight, []
+    monkeypatch.setattr(ops, "event_conv2d_weight", lambda *args: given.append(args[0].shape) or kernel(*args))
+    results = []
+    for function in (conv2d, torch.conv2d):
+        y = function(x, weight, bias.requires_grad_(), stride, 1)
+        grad = torch.linspace(-1, 1, y.numel()).view(y.shape)
+        results.append(torch.autograd.grad(y, (x, weight, bias), grad))
+    assert_all_close(*results, relative=1e-5)
+    assert given == [x.shape] * by_events
+
+
 def test_a_gradient_that_is_not_finite_reaches_the_input_as_in_pytorch() -> None:
     x, weight, grad = spikes(2, 24, 6, 6).requires_grad_(), torch.randn(32, 24, 3, 3), torch.zeros(2, 32, 6, 6)
     grad[0, 3, 2, 2], grad[1, 5, 0, 0] = torch.nan, torch.inf

@@ -70,7 +70,7 @@ void take(const Floats& value, int k, Floats& most, Ints& place) {
 template <int Lanes>
 void store_results(const typename Channels<Lanes>::Floats& most, const typename Channels<Lanes>::Ints& place,
                    float* largest, uint8_t* places) {
-  const auto bytes = __builtin_convertvector(place, typename Channels<Lanes>::Bytes);
+  const auto bytes = resized<typename Channels<Lanes>::Bytes>(place);
   std::memcpy(largest, &most, sizeof most);
   std::memcpy(places, &bytes, sizeof bytes);
 }
@@ -79,7 +79,7 @@ template <int Lanes>
 void load_places(typename Channels<Lanes>::Ints& place, const uint8_t* places) {
   typename Channels<Lanes>::Bytes bytes;
   load(bytes, places);
-  place = __builtin_convertvector(bytes, typename Channels<Lanes>::Ints);
+  place = resized<typename Channels<Lanes>::Ints>(bytes);
 }
 
 template <int Lanes, int Side>

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from snnfast._images.batch_norm import batch_norm
+from snnfast._images.batch_norm import batch_norm, batch_norm_of_constant
 from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, in_usual_order, profits, to_channels_last
 from snnfast._unroll.graph import unroll_steps
 from snnfast.compiler.calls import aten, is_pointwise, may_alias, name_of, storage_of, tensors_of, value
@@ -61,7 +61,7 @@ def _keeps(node: Node, found: set[Node]) -> bool:
     """Whether a call returns the order that it is given, of ``[T, B, C, H, W]`` or ``[T * B, C, H, W]``."""
     if node.target is unroll_steps:
         return node.args[1] in found  # the currents
-    if node.target in (batch_norm, normed_unroll_steps):
+    if node.target in (batch_norm, batch_norm_of_constant, normed_unroll_steps):
         return node.args[0] in found
     if isinstance(node.target, Unrolled):
         return not node.target.dims and all(n in found for n in node.target.series(node))

@@ -276,6 +276,8 @@ class Program(Part):
     def emit(self, to: Emitter) -> None:
         shape, states = self.shape, self.begins()
         series = [_with_rank(to.over_time(list(a.rows)), len(shape), to) for a in self.series]
+        if any(value(a).shape[1:] == shape for a in series) and not self.products:  # else zeros tell the shape
+            states = [0.0 if isinstance(n, Node) and to.is_zeros(n, shape, self.dtype) else n for n in states]
         begins = [to.get(n) if isinstance(n, Node) else n for n in states]
         # The program keeps a first state for its backward pass. A part of a tensor that is filled step by step changes.
         begins = [

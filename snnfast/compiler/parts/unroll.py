@@ -6,9 +6,9 @@ from typing import Any
 
 from torch.fx import Node, map_arg
 
-from snnfast._core.ops import NEURONS
+from snnfast._core.ops import NEURONS, opmath_dtype
 from snnfast._unroll.graph import unroll_steps
-from snnfast.compiler.calls import aten, value
+from snnfast.compiler.calls import aten, step_of_constant, value
 from snnfast.compiler.emit import Emitter
 from snnfast.compiler.layers import inputs_of_layer, is_connected, parameters_of, states_of
 from snnfast.compiler.loop import Statement
@@ -45,8 +45,15 @@ class Unroll(Part):
         currents: list[Any] = [step.args[1] for step in calls]
         constant = all(n is currents[0] for n in currents)
         x = to.get(currents[0]) if constant else to.over_time(currents)
+        if not constant and (repeated := step_of_constant(x)) is not None:
+            x, constant = repeated, True
         first: Any = calls[0].args
-        tensors = map_arg([*states_of(calls[0]), *parameters_of(calls[0])], to.get)
+        step: Any = value(currents[0])
+        begins = states_of(calls[0])
+        for i, state in enumerate(begins):
+            if isinstance(state, Node) and to.is_zeros(state, step.shape, opmath_dtype(step.dtype)):
+                begins[i] = None
+        tensors = map_arg([*begins, *parameters_of(calls[0])], to.get)
         steps = to.times(self.layer) if constant else None
         # It returns all states of every step until `finish` knows which of them are read.
         self._call = to.call(unroll_steps, first[0], x, tensors, *first[3:], steps, self.neuron.every_state, False)

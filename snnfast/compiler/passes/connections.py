@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 
 from snnfast._core.ops import NEURONS
 from snnfast._unroll.graph import step
-from snnfast.compiler.calls import arguments, aten, is_step, name_of, signature_of
+from snnfast.compiler.calls import arguments, aten, is_step, is_zero, name_of, signature_of
 from snnfast.compiler.memory import Memory
 
 
@@ -24,8 +24,7 @@ def run(graph: Graph) -> None:
         if found is None:
             continue
         product, spk, connections = found
-        is_zero = name_of(spk.target) in ("zeros", "zeros_like", "new_zeros")
-        first = None if is_zero and not memory.is_written(spk) else spk
+        first = None if is_zero(spk) and not memory.is_written(spk) else spk
         tensors: Any = node.args[2]
         v = len(NEURONS[node.args[0]].states)
         node.target = step
