@@ -55,10 +55,11 @@ _CLEARLY = 0.8
 class _Trial:
     """Whether calls without gradients are clearly faster as they are: loops of a few small operators are.
 
-    Calls with gradients are not tried. What they gain is in the backward pass, which nobody can time here.
+    Calls with gradients are not tried. What they gain is in the backward pass, which nobody can time here. Nor are
+    calls on a GPU, which works on when they have returned.
 
     Attributes:
-        recorded: Seconds of calls, by the number of elements that they were given: the numbers of steps may differ.
+        recorded: Seconds of calls, by the number of elements that they were given: the first sizes may differ.
         as_they_are: Likewise.
     """
 
@@ -128,7 +129,7 @@ class Choice:
         self._patience = {True: _PATIENCE, False: _PATIENCE}
         self._costs: dict[Any, _Cost] = {}
         self._dear: set[Any] = set()  # shapes whose calls are traced
-        self._trial = _Trial()
+        self._trials: dict[Any, _Trial] = {}  # of shapes without the first size, which may be the number of steps
         self._as_it_is: set[bool] = set()
         self._lock = threading.RLock()  # a network that holds states has those of one recorded call at a time
 
@@ -159,18 +160,24 @@ class Choice:
         if self._traced is not None and shapes in self._dear and self._traced.pays(grad) is not False:
             return self._traced.attempt(args, kwargs)[0]
         with self._lock:
+            trial = self._trial_of(shapes) if not grad and self._traced is not None and _on_cpu(args, kwargs) else None
             start = time.perf_counter()
-            if not grad and self._traced is not None and self._trial.runs_as_it_is:
+            if trial is not None and trial.runs_as_it_is:
                 result = self._function(*args, **kwargs)
-                self._count(None, time.perf_counter() - start, shapes)
+                self._count(None, time.perf_counter() - start, shapes, trial)
                 return result
             result, recorder = recorded(*args, **kwargs)
             if not recorder.learns:
-                self._count(recorder, time.perf_counter() - start, shapes)
+                self._count(recorder, time.perf_counter() - start, shapes, trial)
             self._judge(recorder, grad)
         return result
 
-    def _count(self, recorder: Recorder | None, seconds: float, shapes: Any) -> None:
+    def _trial_of(self, shapes: Any) -> _Trial:
+        if len(self._trials) >= _MOST_SHAPES:
+            self._trials.clear()
+        return self._trials.setdefault(tuple(shape and shape[1:] for shape in shapes[1:]), _Trial())
+
+    def _count(self, recorder: Recorder | None, seconds: float, shapes: Any, trial: _Trial | None) -> None:
         """Count a call that was recorded, or made as it is."""
         if len(self._costs) >= _MOST_SHAPES:
             self._costs.clear()
@@ -181,10 +188,11 @@ class Choice:
             cost.add(recorder, seconds)
         if cost.is_dear and len(self._dear) < _MOST_DEAR:
             self._dear.add(shapes)
-        grad, *given = shapes
-        tried = self._trial.as_they_are if recorder is None else self._trial.recorded
-        if not grad and len(tried) < _TRIALS and (recorder is None or recorder.pays):
-            tried.append(seconds / max(1, sum(math.prod(shape) for shape in given if shape is not None)))
+        if trial is None:
+            return
+        tried = trial.as_they_are if recorder is None else trial.recorded
+        if len(tried) < _TRIALS and (recorder is None or recorder.pays):
+            tried.append(seconds / max(1, sum(math.prod(shape) for shape in shapes[1:] if shape is not None)))
 
     def _judge(self, recorder: Recorder, grad: bool) -> None:
         if recorder.pays:
@@ -201,6 +209,10 @@ class Choice:
 
     def _warn(self, how: str) -> None:
         _backend.warn_once(f"snnfast: {self._name} {how}")
+
+
+def _on_cpu(args: Any, kwargs: Any) -> bool:
+    return all(a.device.type == "cpu" for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
 
 
 def _shapes_of(args: Any) -> list[Any]:

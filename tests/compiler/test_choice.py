@@ -204,6 +204,26 @@ def test_calls_without_gradients_run_as_they_are_where_that_takes_less_time(
     assert "".join(taken) == ways
 
 
+@pytest.mark.parametrize("on", ["other shapes", "another device"])
+@torch.no_grad()
+def test_calls_are_timed_against_calls_like_them(on: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call takes a second for its steps, whatever its batch, and as it is two; a GPU's has returned at once."""
+    clock, taken = [0.0], []
+    monkeypatch.setattr(f"{CHOICE}.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def loop(x: Tensor, other: Tensor) -> Tensor:
+        taken.append("p" if current_recorder() is None else "r")
+        clock[0] += 1.0 if taken[-1] == "r" else 2.0 if other.is_cpu else 0.0
+        return by_hand(x)
+
+    compiled = snnfast.compile(loop)
+    other = torch.empty(0, device="meta" if on == "another device" else "cpu")
+    for B in (1,) * 6 + (8,) * 16:
+        compiled(currents(10, B), other)
+    # Three calls of the second batch make a graph, and are not timed.
+    assert "".join(taken) == ("r" * 22 if on == "another device" else "r" * 6 + "r" * 3 + "r" * 5 + "p" * 5 + "r" * 3)
+
+
 def test_where_tracing_does_not_pay_a_loop_stays_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{CHOICE}._OFTEN", 2)
     monkeypatch.setattr(f"{CHOICE}._DEAR", 0.0)
