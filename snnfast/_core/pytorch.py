@@ -14,6 +14,7 @@ from torch.utils.checkpoint import CheckpointFunction
 __all__ = [
     "becomes_node",
     "constant_while_tracing",
+    "covered_recorder",
     "current_graph_task_id",
     "current_recorder",
     "hooks_of_saved_tensors",
@@ -107,6 +108,13 @@ def current_recorder() -> Any:
     count = torch._C._len_torch_function_stack()
     mode: Any = torch._C._get_function_stack_at(count - 1) if count else None
     return mode if getattr(mode, "records", False) else None
+
+
+def covered_recorder() -> Any:
+    """A recorder to which another mode passes the calls of PyTorch's functions on, or ``None``."""
+    below = range(torch._C._len_torch_function_stack() - 1)
+    modes: Any = (torch._C._get_function_stack_at(number) for number in below)
+    return next((mode for mode in modes if getattr(mode, "records", False)), None)
 
 
 @contextmanager

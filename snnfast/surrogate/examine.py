@@ -51,11 +51,9 @@ def recognise(spike_grad: Any) -> Any:
     # The names of a function can't be traced by torch.compile; layers recognise theirs when they are made.
     if isinstance(spike_grad, Surrogate) or torch.compiler.is_compiling():
         return spike_grad
-    if isinstance(spike_grad, types.BuiltinMethodType | types.MethodType):  # which one, depends on torch
-        owner = spike_grad.__self__
-        if isinstance(owner, type) and issubclass(owner, torch.autograd.Function) and spike_grad.__name__ == "apply":
-            return _applied.setdefault(owner, Applied(owner))
-        return spike_grad
+    owner = getattr(spike_grad, "__self__", None)  # of a method, whose type depends on torch, and on a recorder
+    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function) and spike_grad.__name__ == "apply":
+        return _applied.setdefault(owner, Applied(owner))
     if not isinstance(spike_grad, types.FunctionType):
         return spike_grad
     if (spike_grad.__module__, spike_grad.__qualname__) == _BYPASS:

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import snnfast
 from benchmarks import collection
 from benchmarks.peers.ours import RECORDED
+from snnfast.surrogate.examine import recognise
 
 pytestmark = [pytest.mark.needs_extension]
 programs = collection.programs()
@@ -788,6 +789,131 @@ def test_apply_of_a_function_however_it_is_found() -> None:
 
     with pytest.raises(TypeError, match="x"):
         ByRecording(wrong)(currents())
+
+
+def with_its_gradient(loop: Callable[[Tensor], Any], recorded: Any, x: Tensor) -> None:
+    same(loop, recorded, x)
+    losses = (sum(t.sum() for t in pytree.tree_leaves(f(x)) if isinstance(t, Tensor)) for f in (recorded, loop))
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x) for loss in losses))
+
+
+def test_apply_that_is_kept_is_recorded_by_each_call_and_runs_outside() -> None:
+    kept: list[Any] = []
+
+    def loop(x: Tensor) -> Any:
+        if not kept:
+            kept.append(Late.apply)
+        mem, rec = torch.zeros_like(x[0]), []
+        for x_t in x:
+            mem = 0.8 * mem + kept[0](x_t, 0.5)
+            rec.append(mem)
+        return rec
+
+    recorded = ByRecording(loop)
+    for T in (5, 5, 6, 6):
+        with_its_gradient(loop, recorded, currents(T).requires_grad_())
+    assert type(kept[0](torch.ones(2))) is Tensor
+
+
+def test_apply_that_is_looked_up_before_a_transform() -> None:
+    def loop(x: Tensor) -> Any:
+        apply = Late.apply
+        return [torch.func.grad(lambda v: apply(v, 3.0).square().sum())(x_t * 2.0) for x_t in x]
+
+    recorded = ByRecording(loop)
+    for T in (5, 5, 6):
+        with_its_gradient(loop, recorded, currents(T).requires_grad_())
+
+
+class Early(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float = 2.0) -> Tensor:
+        ctx.scale = scale
+        return x * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad * ctx.scale, None
+
+
+class Halved(Early):
+    calls = 0
+
+    @classmethod
+    def apply(cls, x: Tensor) -> Any:  # type: ignore[override]
+        cls.calls += 1
+        return super().apply(x * 3.0, 0.5)
+
+
+class Doubled(Early):
+    @staticmethod
+    def apply(x: Tensor) -> Any:  # type: ignore[override]
+        return Early.apply(x, 2.0)
+
+
+early_before = Early.apply
+
+
+@pytest.mark.parametrize("function", [Halved, Doubled])
+def test_a_function_with_an_apply_of_its_own(function: Any) -> None:
+    def loop(x: Tensor) -> Any:
+        before = Halved.calls
+        rec = [function.apply(x_t * 0.5) for x_t in x]
+        return rec, Halved.calls - before
+
+    recorded = ByRecording(loop)
+    for T in (5, 5, 6):
+        with_its_gradient(loop, recorded, currents(T).requires_grad_())
+
+
+@pytest.mark.parametrize("named", [lambda: Early.apply, lambda: Late.apply, lambda: early_before], ids=range(3))
+def test_apply_with_a_named_argument(named: Callable[[], Any]) -> None:
+    def loop(x: Tensor) -> Any:
+        return [named()(x_t * 0.5, scale=3.0) for x_t in x]
+
+    recorded = ByRecording(loop)
+    for T in (5, 5, 6):
+        with_its_gradient(loop, recorded, currents(T).requires_grad_())
+
+
+def test_apply_answers_as_it_does_outside() -> None:
+    def loop(x: Tensor) -> Any:
+        apply = Early.apply
+        about = apply.__name__, apply.__self__ is Early, apply == Early.apply, hash(apply) == hash(early_before)
+        surrogate = recognise(apply) is recognised  # a layer may be made in the call
+        return [apply(x_t) for x_t in x], about, apply == Late.apply, apply == early_before, surrogate
+
+    recognised = recognise(Early.apply)
+    same(loop, ByRecording(loop), currents())
+
+
+def test_a_function_under_a_mode_of_the_program() -> None:
+    seen = []
+
+    class Sees(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    def loop(x: Tensor) -> Any:
+        rec = []
+        for x_t in x:
+            v = x_t * 2.0
+            with Sees():
+                rec.append((Early.apply(v * 3.0, 0.5), early_before(v), Late.apply(v)))
+            rec.append(Early.apply(v))
+        return rec
+
+    recorded = ByRecording(loop)
+    for T in (5, 5, 6):
+        x = currents(T).requires_grad_()
+        seen.clear()
+        loop(x)
+        expected = list(seen)
+        seen.clear()
+        recorded(x)
+        assert seen == expected
+        with_its_gradient(loop, recorded, x)
 
 
 def test_numbers_of_a_function_are_read_at_each_call() -> None:

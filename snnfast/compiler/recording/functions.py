@@ -5,7 +5,9 @@ return. A program may have looked ``apply`` up before. PyTorch's C++ code, which
 the class, and finds such a function there.
 """
 
+import contextlib
 import functools
+import inspect
 import sys
 import threading
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from torch.overrides import _pop_mode_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint
 
-from snnfast._core.pytorch import current_recorder, transforms_are_active
+from snnfast._core.pytorch import covered_recorder, current_recorder, transforms_are_active
 
 
 class Applied:
@@ -44,7 +46,7 @@ class Applied:
         given = list(args)
         for place, a in self.objects:
             given.insert(place, a)
-        return self.function.apply(*given)
+        return _apply.__get__(None, self.function)(*given)  # not that of a class with its own, which has called it
 
 
 class Computed:
@@ -59,7 +61,7 @@ class Computed:
 
 _grad = threading.local()
 _setup = torch.autograd.function._SingleLevelFunction.setup_context
-_apply = getattr(Function.apply, "__func__", None)  # of PyTorch 2.11, where it is Python
+_apply: Any = inspect.getattr_static(Function, "apply")  # Python in PyTorch 2.11, and C++ in 2.15
 
 
 def _look_up(cls: Any, name: str) -> Any:
@@ -67,21 +69,71 @@ def _look_up(cls: Any, name: str) -> Any:
     if name == "_backward_cls":
         _grad.outside = torch.is_grad_enabled()  # forward is looked up in a block without gradients
     elif name == "apply":
-        recorder = current_recorder()
-        if recorder is not None and getattr(found, "__func__", None) is _apply and not transforms_are_active():
-            return functools.partial(_applied, recorder, cls, found)
+        # It asks for the recorder when it is called.
+        if torch._C._len_torch_function_stack() and found == _apply.__get__(None, cls):  # not one of its own
+            return _Apply(_applied, cls, found)
     elif name in ("forward", "setup_context") and (recorder := current_recorder()) is not None:
         grad = _grad.__dict__.get("outside", True)
         if name == "forward":
             splits = type.__getattribute__(cls, "setup_context") is not _setup
-            return lambda *args: recorder.function(cls, args if splits else args[1:], grad)
+            return _InPlace(found, lambda *args: recorder.function(cls, args if splits else args[1:], grad))
         if found is not _setup:
             return lambda *args: None
+    elif name in ("forward", "setup_context") and (covered := covered_recorder()) is not None:
+        # A mode of the program sees the calls inside, so they are made now. Autograd must see what they are given.
+        if name == "setup_context":  # which PyTorch looks up first
+            _uncovered(covered.flush)
+        return found if found is _setup else _InPlace(found, functools.partial(_unrecorded, covered, found))
     return found
 
 
-def _applied(recorder: Any, cls: Any, usual: Any, *args: Any, **kwargs: Any) -> Any:
-    return usual(*args, **kwargs) if kwargs else recorder.function(cls, args, torch.is_grad_enabled())
+def _uncovered(flush: Any) -> None:
+    """Run what was recorded where the modes of the program do not see it."""
+    with contextlib.ExitStack() as stack:
+        while current_recorder() is None:
+            stack.enter_context(_pop_mode_temporarily())
+        flush()
+
+
+def _unrecorded(recorder: Any, function: Any, *args: Any) -> Any:
+    recorder.records = False
+    try:
+        return function(*args)
+    finally:
+        recorder.records = True
+
+
+class _InPlace:
+    """A function in place of ``forward`` or ``setup_context``. PyTorch reads the names of arguments from it."""
+
+    def __init__(self, usual: Any, call: Any) -> None:
+        self._usual, self._call = usual, call
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._usual, name)
+
+
+class _Apply(functools.partial[Any]):
+    """A function in place of ``apply``, with what else the program may ask of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.args[1], name)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.args[1] == (other.args[1] if isinstance(other, _Apply) else other))
+
+    def __hash__(self) -> int:
+        return hash(self.args[1])
+
+
+def _applied(cls: Any, usual: Any, *args: Any, **kwargs: Any) -> Any:
+    recorder = current_recorder()  # that of another call, or none, where the program has kept ``apply``
+    if recorder is None or kwargs or transforms_are_active():
+        return usual(*args, **kwargs)
+    return recorder.function(cls, args, torch.is_grad_enabled())
 
 
 class _Stance:
