@@ -916,6 +916,46 @@ def test_a_function_under_a_mode_of_the_program() -> None:
         with_its_gradient(loop, recorded, x)
 
 
+def test_methods_of_results_that_are_kept() -> None:
+    def loop(x: Tensor) -> Any:
+        rec = []
+        for x_t in x:
+            v = x_t * 2.0
+            rec.append((v, v.detach, v.__add__, v.__rsub__, v.__add__(v.sum().item())))
+        return rec
+
+    recorded = ByRecording(loop)
+    for T in (5, 5, 6):
+        for v, detach, add, rsub, _ in recorded(currents(T)):
+            for found, expected in ((detach(), v), (add(v), v + v), (rsub(1), 1 - v)):
+                torch.testing.assert_close(found, expected)
+
+    def inside(x: Tensor) -> Any:
+        return [v.__add__(v.sum().item()) for v in (x_t * 2.0 for x_t in x)]
+
+    recorded = ByRecording(inside)
+    for T in (5, 5, 6):
+        same(inside, recorded, currents(T))
+
+
+def test_attributes_that_a_program_sets_are_those_of_one_tensor() -> None:
+    def loop(x: Tensor) -> Any:
+        rec, kept = [], []
+        for t, x_t in enumerate(x):
+            v = x_t * 2.0
+            rec.append((hasattr(v, "step"), v - 1.0))
+            v.step = t  # type: ignore[attr-defined]
+            if t % 2:
+                kept.append(v)
+        return rec, kept, [v.step for v in kept]  # type: ignore[attr-defined]
+
+    recorded = ByRecording(loop)
+    for T in (5, 5, 6, 6):
+        same(loop, recorded, currents(T))
+        _, kept, steps = recorded(currents(T))
+        assert [v.step for v in kept] == steps
+
+
 def test_numbers_of_a_function_are_read_at_each_call() -> None:
     class Scaled(torch.autograd.Function):
         scale = 2.0

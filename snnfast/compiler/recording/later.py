@@ -86,6 +86,15 @@ class Later(Tensor):
             return func(*args, **(kwargs or {}))
 
 
+_OWN = "address", "like", "recorder"
+"""Attributes of a result. The program may set others."""
+
+
+def is_marked(t: Later) -> bool:
+    """Whether the program has set attributes of a result."""
+    return len(t.__dict__) > len(_OWN)
+
+
 OPERATORS: dict[str, Any] = {
     "__add__": Tensor.add,
     "__sub__": Tensor.sub,
@@ -107,7 +116,8 @@ are written by hand has ten such calls a step.
 
 def _recorded(t: Later, func: Any, usual: Any, args: tuple[Any, ...]) -> Any:
     modes = torch._C._len_torch_function_stack()
-    if modes and torch._C._get_function_stack_at(modes - 1) is t.recorder:
+    # The program may have kept the method until the tensor was a plain one.
+    if modes and type(t) is Later and torch._C._get_function_stack_at(modes - 1) is t.recorder:
         found = t.recorder.quickly(func, args, torch.is_grad_enabled())
         if found is not None:
             return found
@@ -142,7 +152,8 @@ def later(like: Like, address: int, recorder: Any) -> Later:
 
 def become(t: Later, value: Tensor) -> None:
     """Give a tensor its value. ``value`` must be in nobody else's hands: the two exchange their memory."""
-    t.__dict__.clear()
+    for name in _OWN:
+        del t.__dict__[name]
     t.__class__ = type(value)  # type: ignore[assignment]
     try:
         torch._C._swap_tensor_impl(t, value)

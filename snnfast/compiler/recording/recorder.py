@@ -17,7 +17,7 @@ from snnfast._core.pytorch import hooks_of_saved_tensors, saved_tensors_are_hook
 from snnfast._unroll import node, state_gradients
 from snnfast.compiler.recording.functions import Applied, Computed
 from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError, known_of
-from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, later, like_of
+from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, is_marked, later, like_of
 from snnfast.compiler.recording.lines import Lines, lines_of
 from snnfast.compiler.recording.modes import NONE, any_autocast, entered, infers, modes
 from snnfast.surrogate import known_to_kernels
@@ -541,9 +541,9 @@ class Recorder(TorchFunctionMode):
             made = self.made[number]
             if type(made) is tuple:
                 for i in range(len(made)):
-                    if type(made[i]) is Later and count(made[i]) == _IN_A_TUPLE:
+                    if type(made[i]) is Later and count(made[i]) == _IN_A_TUPLE and not is_marked(made[i]):
                         spare.setdefault(made[i].like, []).append(made[i])
-            elif type(made) is Later and count(made) == _IN_THE_LIST:
+            elif type(made) is Later and count(made) == _IN_THE_LIST and not is_marked(made):
                 spare.setdefault(made.like, []).append(made)
 
     def _alive(self) -> list[int]:
