@@ -615,19 +615,24 @@ def test_memory_that_is_written_to_requires_a_gradient_however_it_is_seen(throug
         assert recorded(x)[1] == loop(x)[1]
 
 
+class Sees(TorchFunctionMode):
+    """Lists the functions that PyTorch tells it of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_a_mode_is_told_the_function_that_an_operator_is_recorded_as(name: str) -> None:
-    told = []
-
-    class Told(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            told.append(func)
-            return func(*args, **(kwargs or {}))
-
     t = torch.ones(2)
-    with Told():
+    with Sees() as sees:
         getattr(t, name)(*[t] * (name not in ("__neg__", "detach")))
-    assert told[0] is OPERATORS[name]
+    assert sees.seen[0] is OPERATORS[name]
 
 
 class Twice:
@@ -684,18 +689,12 @@ def test_operators_with_what_is_no_tensor() -> None:
 
 @pytest.mark.parametrize("inside", ["autocast", "inference", "no_grad", "a mode"])
 def test_operators_in_a_block_of_the_loop(inside: str) -> None:
-    seen = []
-
-    class Sees(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(func)
-            return func(*args, **(kwargs or {}))
-
+    sees = Sees()
     block: Any = {
         "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
         "inference": torch.inference_mode,
         "no_grad": torch.no_grad,
-        "a mode": Sees,
+        "a mode": lambda: sees,
     }[inside]
     weight = torch.rand(12, 12)
 
@@ -713,14 +712,14 @@ def test_operators_in_a_block_of_the_loop(inside: str) -> None:
     recorded = ByRecording(loop)
     x = currents()
     for _ in range(3):
-        seen.clear()
+        sees.seen.clear()
         found = recorded(x)
-        by_recording = list(seen)
-        seen.clear()
+        by_recording = list(sees.seen)
+        sees.seen.clear()
         for a, b in zip(pytree.tree_leaves(found), pytree.tree_leaves(loop(x)), strict=True):
             assert (a.dtype, a.is_inference()) == (b.dtype, b.is_inference())
             torch.testing.assert_close(a, b)
-        assert by_recording == seen
+        assert by_recording == sees.seen
 
 
 def test_operators_of_results_ask_pytorch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -888,18 +887,13 @@ def test_apply_answers_as_it_does_outside() -> None:
 
 
 def test_a_function_under_a_mode_of_the_program() -> None:
-    seen = []
-
-    class Sees(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(func)
-            return func(*args, **(kwargs or {}))
+    sees = Sees()
 
     def loop(x: Tensor) -> Any:
         rec = []
         for x_t in x:
             v = x_t * 2.0
-            with Sees():
+            with sees:
                 rec.append((Early.apply(v * 3.0, 0.5), early_before(v), Late.apply(v)))
             rec.append(Early.apply(v))
         return rec
@@ -907,12 +901,12 @@ def test_a_function_under_a_mode_of_the_program() -> None:
     recorded = ByRecording(loop)
     for T in (5, 5, 6):
         x = currents(T).requires_grad_()
-        seen.clear()
+        sees.seen.clear()
         loop(x)
-        expected = list(seen)
-        seen.clear()
+        expected = list(sees.seen)
+        sees.seen.clear()
         recorded(x)
-        assert seen == expected
+        assert sees.seen == expected
         with_its_gradient(loop, recorded, x)
 
 
