@@ -130,18 +130,20 @@ SNN_HD Vec<A> multiply_add(Vec<A> a, Vec<A> b, Vec<A> c) {
 }
 
 // Integers of another width. GCC has instructions for twice and for half the width, and takes what is further apart
-// number by number.
-template <typename To, typename From>
-SNN_HD To resized(From v) {
-  constexpr size_t kFrom = sizeof(v[0]), kTo = sizeof(To{}[0]);
+// number by number. By reference: how a vector wider than a register is returned depends on the instruction set.
+template <typename From, typename To>
+SNN_HD void resize(const From& from, To& to) {
+  constexpr size_t kFrom = sizeof(from[0]), kTo = sizeof(to[0]);
   if constexpr (kFrom > 2 * kTo) {
     typedef std::conditional_t<kFrom == 8, uint32_t, uint16_t> Half __attribute__((vector_size(sizeof(From) / 2)));
-    return resized<To>(__builtin_convertvector(v, Half));
+    resize(__builtin_convertvector(from, Half), to);
   } else if constexpr (kTo > 2 * kFrom) {
     typedef std::conditional_t<kTo == 8, uint32_t, uint16_t> Half __attribute__((vector_size(sizeof(To) / 2)));
-    return __builtin_convertvector(resized<Half>(v), To);
+    Half half;
+    resize(from, half);
+    to = __builtin_convertvector(half, To);
   } else {
-    return __builtin_convertvector(v, To);
+    to = __builtin_convertvector(from, To);
   }
 }
 

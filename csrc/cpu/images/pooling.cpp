@@ -70,7 +70,8 @@ void take(const Floats& value, int k, Floats& most, Ints& place) {
 template <int Lanes>
 void store_results(const typename Channels<Lanes>::Floats& most, const typename Channels<Lanes>::Ints& place,
                    float* largest, uint8_t* places) {
-  const auto bytes = resized<typename Channels<Lanes>::Bytes>(place);
+  typename Channels<Lanes>::Bytes bytes;
+  resize(place, bytes);
   std::memcpy(largest, &most, sizeof most);
   std::memcpy(places, &bytes, sizeof bytes);
 }
@@ -79,7 +80,7 @@ template <int Lanes>
 void load_places(typename Channels<Lanes>::Ints& place, const uint8_t* places) {
   typename Channels<Lanes>::Bytes bytes;
   load(bytes, places);
-  place = resized<typename Channels<Lanes>::Ints>(bytes);
+  resize(bytes, place);
 }
 
 template <int Lanes, int Side>

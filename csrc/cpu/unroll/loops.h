@@ -104,7 +104,8 @@ using Bits = typename Vec<A>::Mask;
 template <typename A>
 SNN_HD void put_bits(Bits<A> bits, int first, uint8_t* to) {
   typedef uint8_t Bytes __attribute__((vector_size(Vec<A>::kSize)));
-  Bytes bytes = resized<Bytes>(bits << first);
+  Bytes bytes;
+  resize(bits << first, bytes);
   if (first != 0) {
     Bytes before;
     std::memcpy(&before, to, sizeof before);
