@@ -90,7 +90,7 @@ def normalised_constant(
     x: Tensor,  # [B, C, *]
     steps: int,
 ) -> Tensor:
-    """The same of an input that is the same at so many steps: the output ``[B, C, *]`` of any of them."""
+    """The output ``[B, C, *]`` at any step, of an input that is the same at so many steps."""
     return _normalised(layer, x.unsqueeze(0), steps)[0]
 
 

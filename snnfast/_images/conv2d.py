@@ -32,7 +32,7 @@ def most(outputs: int, values: int) -> float:
 
 
 _MOST_OF_WEIGHT = 0.2
-"""The same share for the gradient of the weights, with a stride of 1. With others, PyTorch's is as fast."""
+"""That share for the gradient of the weights, with a stride of 1. With others, PyTorch's is as fast."""
 
 
 def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
