@@ -44,7 +44,6 @@ _MOST_DEAR = 4
 _MOST_SHAPES = 1000
 """The costs of so many are known at a time."""
 
-
 _TRIALS = 5
 """So many calls without gradients are timed recorded, and then so many as they are."""
 

@@ -48,6 +48,7 @@ _CONSTRUCTORS = set(_device_constructors()) - {torch.as_tensor, torch.tensor, to
 
 _INDEXES = {Tensor.__getitem__: 1, Tensor.__setitem__: 1, torch.select: 2, Tensor.select: 2}
 """Which argument is an index. Its numbers may differ from step to step."""
+
 _TAKE_NUMBERS = {
     getattr(where, name)
     for where in (torch, Tensor)
@@ -381,7 +382,7 @@ class Recorder(TorchFunctionMode):
             self._grow(args[0], kind.grown)
         if kind.peeks:
             self._peeked.update(leaves)
-        if kind.spec is None and kind.likes:
+        if kind.likes and kind.spec is None:
             one = self._later(kind.likes[0], number << AT)
             self.made.append(one)
             return one
