@@ -72,7 +72,7 @@ hooks_of_saved_tensors: Callable[[], Any] = functools.partial(torch._C._autograd
 
 
 def saved_tensors_are_hooked() -> bool:
-    """Whether there are any."""
+    """Whether hooks get the tensors that are saved now."""
     return hooks_of_saved_tensors() is not None
 
 
