@@ -1,4 +1,7 @@
-"""Convolutions of spikes: where few are not zero, a kernel adds up the weights that these reach, and no others."""
+"""Convolutions of spikes: where few are not zero, a kernel adds up the weights that these reach, and no others.
+
+Where there are many, PyTorch's convolution runs, with a gradient of its bias that is faster.
+"""
 
 import math
 from typing import Any, cast
@@ -17,6 +20,10 @@ _LEAST_TAPS = 4
 
 _MOST_VALUES, _MOST_PIXELS = 1 << 28, 1 << 25
 """The largest image for the kernels, which count in 32 bits: its values; its pixels with padding and kernel around."""
+
+
+_LEAST_OUTPUTS = 1 << 18
+"""The smallest output whose bias gets its gradient from a sum. One more function of autograd takes 10 us."""
 
 
 def most(outputs: int, values: int) -> float:
@@ -38,7 +45,7 @@ _MOST_OF_WEIGHT = 0.2
 def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """A layer's output for ``[N, C, H, W]``, as :func:`conv2d` computes it."""
     how = layer.stride, layer.padding, layer.dilation, layer.groups
-    found = _by_events(x, layer.weight, layer.bias, *how) if layer.padding_mode == "zeros" else None
+    found = _faster(x, layer.weight, layer.bias, *how) if layer.padding_mode == "zeros" else None
     return cast(Tensor, layer(x)) if found is None else found
 
 
@@ -57,14 +64,22 @@ def conv2d(
     that is not finite may reach the weights through events only, and an event that is not finite makes NaN of taps by
     which it reaches no output.
     """
-    found = _by_events(input, weight, bias, stride, padding, dilation, groups)
+    found = _faster(input, weight, bias, stride, padding, dilation, groups)
     return torch.conv2d(input, weight, bias, stride, padding, dilation, groups) if found is None else found
+
+
+def _faster(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, *how: Any) -> Tensor | None:
+    """The convolution, or None where PyTorch's is to compute it with all of its gradients."""
+    found = _by_events(x, weight, bias, stride, *how)
+    if found is None and bias is not None and _is_sum(x, weight, bias, stride):
+        return _Biased.apply(torch.conv2d(x, weight, bias.detach(), stride, *how), bias)  # type: ignore[no-any-return]
+    return found
 
 
 def _by_events(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor | None:
-    """The convolution, or None where PyTorch's is to compute it."""
+    """The convolution by its events, or None where they are many, or no kernel takes them."""
     if not _possible(x, weight, stride, padding, dilation, groups):
         return None
     if torch.compiler.is_compiling():  # what is traced must not depend on the numbers
@@ -108,6 +123,41 @@ def _has_few(x: Tensor, outputs: int, width: int) -> bool:
 
 def _are_few(x: Tensor, share: float) -> bool:
     return bool(torch.ops.snnfast.count_events(x) <= share * x.numel())
+
+
+def _is_sum(x: Tensor, weight: Tensor, bias: Tensor, stride: Any) -> bool:
+    """Whether the gradient of the bias is a sum of its own. Padding hardly matters for how large the output is."""
+    return (
+        bias.requires_grad
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and takes_kernels(x)
+        and x[:, 0].numel() * weight.shape[0] >= _LEAST_OUTPUTS * math.prod(pair(stride))
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+class _Biased(torch.autograd.Function):
+    """The output of a convolution that has its bias already, whose gradient is a sum.
+
+    With that of the weights, oneDNN adds it up channel by channel over images in channels_last order, which takes up to
+    two thirds of the two.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, bias: Tensor) -> Tensor:
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    @not_compiled_alone
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, _of_bias(grad)
+
+
+def _of_bias(grad: Tensor) -> Tensor:
+    # The sum of each image first: threads share the images, and not the channels, of which there may be few.
+    return grad.sum((2, 3)).sum(0)
 
 
 class _Convolution(torch.autograd.Function):
@@ -154,16 +204,14 @@ def _gradients(
     found = _of_input(grad, weight, stride, padding) if by_events and needs[0] else None
     weight_by_events = by_events and needs[1] and stride == [1, 1] and _are_few(x, _MOST_OF_WEIGHT)
     # PyTorch would compute the gradient of the weights for that of the bias alone.
-    rest = [needs[0] and found is None, needs[1] and not weight_by_events, False] if by_events else needs
-    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+    rest = [needs[0] and found is None, needs[1] and not weight_by_events, False]
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, biases, stride, padding, [1, 1], False, [0, 0], 1, rest
     )
     of_x = of_x if found is None else found
     if weight_by_events:
         of_weight = torch.ops.snnfast.event_conv2d_weight(x, grad, *weight.shape[2:], *stride, *padding)
-    if by_events and needs[2]:
-        of_bias = grad.sum((0, 2, 3))
-    return of_x, of_weight, of_bias
+    return of_x, of_weight, _of_bias(grad) if needs[2] else None
 
 
 def _of_input(grad: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor | None:

@@ -181,6 +181,31 @@ def test_the_gradient_of_weights_is_by_events_where_that_is_faster(
     assert given == [x.shape] * by_events
 
 
+@pytest.mark.parametrize("needs", ["all", "no input", "no weight", "bias alone"])
+@pytest.mark.parametrize(("channels", "width", "stride"), [(2, 32, 1), (16, 64, 2)])
+def test_the_gradient_of_a_bias_is_a_sum_of_its_own(channels: int, width: int, stride: int, needs: str) -> None:
+    x, weight = spikes(8, channels, width, width, 0.9), torch.randn(64, channels, 3, 3)
+    bias = torch.randn(64, requires_grad=True)
+    x.requires_grad_(needs in ("all", "no weight"))
+    weight.requires_grad_(needs in ("all", "no input"))
+    inputs = [t for t in (x, weight, bias) if t.requires_grad]
+    y = conv2d(x, weight, bias, stride, 1)
+    assert torch.equal(y, torch.conv2d(x, weight, bias, stride, 1))
+    assert "Convolution" not in type(y.grad_fn).__name__  # PyTorch's would compute the gradient of the bias
+    grad = torch.linspace(-1, 2, y.numel()).view(y.shape)
+    with torch.no_grad():
+        assert conv2d(x, weight, bias, stride, 1).grad_fn is None
+    y *= 2  # which is no view
+    of_double = torch.conv2d(x.double(), weight.double(), bias.double(), stride, 1) * 2
+    expected = torch.autograd.grad(of_double, inputs, grad.double())
+    found = torch.autograd.grad(y, inputs, grad, create_graph=True)
+    assert_all_close(found, expected, relative=1e-5)
+    if needs == "all":
+        (again,) = torch.autograd.grad(found[0].square().sum(), weight)
+        assert again.isfinite().all()
+        assert again.any()
+
+
 def test_a_gradient_that_is_not_finite_reaches_the_input_as_in_pytorch() -> None:
     x, weight, grad = spikes(2, 24, 6, 6).requires_grad_(), torch.randn(32, 24, 3, 3), torch.zeros(2, 32, 6, 6)
     grad[0, 3, 2, 2], grad[1, 5, 0, 0] = torch.nan, torch.inf
