@@ -34,7 +34,7 @@ KINDS = (
     "dense", "recurrent", "vision", "convolutional", "statistics", "weights", "states", "cells", "surrogates",
     "attention", "agents", "neurons", "feedback",
 )  # fmt: skip
-LIBRARIES = "libraries"
+LIBRARIES = ("spikingjelly", "norse")  # where they are installed
 COMPILED_AFTER = 3  # calls
 
 
@@ -59,7 +59,7 @@ _programs: dict[str, Program] = {}
 @cache
 def programs() -> dict[str, Program]:
     """All programs by their names. They import snnTorch; some are of SpikingJelly and Norse, where these are there."""
-    for kind in (*KINDS, *[LIBRARIES] * all(map(find_spec, ("spikingjelly", "norse")))):
+    for kind in (*KINDS, *filter(find_spec, LIBRARIES)):
         importlib.import_module(f".{kind}", __name__)
     return _programs
 

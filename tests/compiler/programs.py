@@ -1053,9 +1053,11 @@ QUICK = {"static-image", "recurrent-student", "gestures", "spike-counts", "strai
 # What becomes of the layers: elsewhere an unroll. Where nothing is given, no call is left to be repeated.
 OUTCOMES = {
     "deep-gestures": "unroll", "spike-counts": "unroll", "prints": "unroll", "muscles": "recurrence",
-    "all-steps-on-images": "", "norse-cells": "", "rows-of-an-image": "unroll recurrence",
-    **dict.fromkeys(("hybrid", "edges", "inhibition", "custom-surrogate", "own-function", "own-function-on-images",
-                     "squashed", "masked", "bounded", "leaky-with-feedback", "cell"), "unroll recurrence"),
+    "stateful-synapses": "recurrence", "norse-cells": "",
+    **dict.fromkeys(("all-steps-on-images", "fashion", "spike-element-wise", "spiking-transformer"), ""),
+    **dict.fromkeys(("rows-of-an-image", "spiking-deep-q", "own-charge", "hybrid", "edges", "inhibition",
+                     "custom-surrogate", "own-function", "own-function-on-images", "squashed", "masked", "bounded",
+                     "leaky-with-feedback", "cell"), "unroll recurrence"),
     **dict.fromkeys(("spatio-temporal", "temporal-efficient", "recurrent-by-hand", "recurrent-adaptive"), "recurrence"),
     **dict.fromkeys(("early-exit", "episodes", "loop-outside", "stream", "progress-bar"), "steps"),
     **{name: "recurrence" for name, p in collection.programs().items() if p.kind in ("neurons", "feedback")},

@@ -40,7 +40,10 @@ NO_PLAN = {
     "clamped-threshold": "it writes through .data at each step",
     "custom-surrogate": "a surrogate that is a Python function must be called",
     "inhibition": "its rows are made outside of the call",
-    "all-steps-on-images": "its nodes make all steps in one call",
+    **dict.fromkeys(
+        ["all-steps-on-images", "fashion", "spike-element-wise", "spiking-transformer"],
+        "its nodes make all steps in one call",
+    ),
 }
 """Programs that run call by call, and why."""
 
