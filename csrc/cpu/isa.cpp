@@ -95,4 +95,12 @@ std::vector<std::string> isa_available() {
   return names;
 }
 
+std::string vendor() {
+#if defined(__x86_64__)
+  unsigned leaves, name[3];
+  if (__get_cpuid(0, &leaves, &name[0], &name[2], &name[1])) return {reinterpret_cast<const char*>(name), sizeof name};
+#endif
+  return {};
+}
+
 }  // namespace snnfast::cpu

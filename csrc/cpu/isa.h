@@ -17,6 +17,7 @@ Isa current_isa();                         // throws if the kernels are built fo
 void set_isa(const std::string& name);     // throws if this processor has not got it
 const char* isa();                         // the name of the set in use
 std::vector<std::string> isa_available();  // names, best first
+std::string vendor();                      // of the processor, such as AuthenticAMD; empty where it does not say
 
 }  // namespace snnfast::cpu
 

@@ -74,6 +74,7 @@ std::string facts() {
       {"saved_modes", json_list(kSavedModes)},
       {"option_fields", json_list(kOptionFields)},
       {"isa_available", json_list(cpu::isa_available())},
+      {"vendor", json(cpu::vendor())},
   };
   std::string object;
   for (const auto& [name, value] : all) object += (object.empty() ? "" : ",") + json(name) + ":" + value;

@@ -8,7 +8,7 @@ import torch
 from torch.compiler import is_compiling
 
 from snnfast._core import ops
-from snnfast._core.pytorch import constant_while_tracing, current_graph_task_id
+from snnfast._core.pytorch import constant_while_tracing, current_graph_task_id, is_transformed
 from snnfast._core.settings import Choice, Setting
 
 __all__ = ["use_backend"]
@@ -157,6 +157,17 @@ def use_fused(current: torch.Tensor) -> bool:
         "use_backend('reference') chooses it without this warning."
     )
     return False
+
+
+def has_numbers(x: torch.Tensor) -> bool:
+    """Whether ``x`` is a plain tensor with numbers on the CPU, which neither an exporter nor a transform traces."""
+    return (
+        not exporting()  # what is exported is PyTorch's alone
+        and type(x) is torch.Tensor
+        and not is_transformed()  # vmap cannot tell the order in memory
+        and x.device.type == "cpu"
+        and x.numel() > 0
+    )
 
 
 @constant_while_tracing

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from snnfast._core import backend, ops, settings
+from snnfast._core import backend, ops, products, settings
 from snnfast._version import __version__
 
 __all__ = ["config", "show_config"]
@@ -37,6 +37,7 @@ def config() -> Mapping[str, str]:
         facts["CPU instructions"] = f"{build.isa()} in use; available: {', '.join(build.isa_available())}"
         facts["CUDA compiler"] = build.cuda_compiler or "none"
         facts["CUDA architectures"] = build.cuda_architectures or "none"
+    facts["large float32 products"] = "by oneDNN" if products.has_wider() else "PyTorch's"
     for name in ("cpu", "cuda"):
         reason = backend.unavailable(torch.device(name))
         if reason is None and name == "cuda" and not torch.cuda.is_available():

@@ -48,6 +48,7 @@ class Library:
     times: list[str]
     saved_modes: list[tuple[str, int, int, int]]
     option_fields: list[tuple[str, int, int]]
+    vendor: str  # of the processor, such as "AuthenticAMD"; empty where it does not say
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -75,6 +76,7 @@ class Library:
             self.saved_modes = [(name, plus, per, size) for name, plus, per, size in facts["saved_modes"]]
             self.option_fields = [(name, at, bits) for name, at, bits in facts["option_fields"]]
             self._isa_available: list[str] = facts["isa_available"]
+            self.vendor = facts["vendor"]
         except (AttributeError, KeyError, ValueError) as error:
             raise ImportError(
                 f"{path} was built from other sources than the Python files of snnfast, most likely older ones: "

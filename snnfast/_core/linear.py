@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
@@ -12,6 +11,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from snnfast._core import ops, settings, watch
 from snnfast._core.backend import exporting
 from snnfast._core.ops import opmath_dtype
+from snnfast._core.products import linear
 from snnfast._core.pytorch import is_transformed
 
 LEAST_ROWS = 256
@@ -33,7 +33,7 @@ class Linear(NamedTuple):
         """``[*rows, O]`` of spikes as numbers, ``[*rows, N]``."""
         for watcher in watch.watchers:
             watcher.handed_on(spk, None)
-        return F.linear(spk if self.dims == 1 else spk.flatten(-self.dims), self.weight, self.bias)
+        return linear(spk if self.dims == 1 else spk.flatten(-self.dims), self.weight, self.bias)
 
 
 def bits_pay(x: Tensor, shape: torch.Size, steps: int, linear: Linear) -> bool:

@@ -22,7 +22,6 @@ from snnfast._core import backend, ops
 from snnfast._core.modules import is_only_called
 from snnfast._core.order import dense_steps, in_order, order_of
 from snnfast._core.pytorch import is_transformed, not_compiled_alone
-from snnfast._images.choice import has_numbers
 
 __all__ = [
     "batch_norm", "batch_norm_of_constant", "has_batch_statistics", "in_any_order", "is_pytorchs", "is_small",
@@ -164,7 +163,7 @@ def batch_norm_of_constant(
 def _takes_kernels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     dtypes = x.dtype, ops.opmath_dtype(x.dtype)
     return (
-        has_numbers(x)
+        backend.has_numbers(x)
         and x.dtype in _DTYPES
         and all(t is None or (t.device.type == "cpu" and t.dtype in dtypes) for t in (weight, bias))
         and backend.use_fused(x)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._core.modules import is_only_called
+from snnfast._core.products import linear
 from snnfast._images.batch_norm import is_pytorchs, of_batch
 from snnfast._images.conv2d import convolved
 from snnfast._images.pool2d import averaged, pooled
@@ -73,6 +74,8 @@ def to_call(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         return partial(pooled, layer)
     if isinstance(layer, nn.AvgPool2d) and keeps_order(layer):
         return partial(averaged, layer)
+    if type(layer) is nn.Linear and is_only_called(layer):
+        return lambda x: linear(x, layer.weight, layer.bias)
     return partial(of_batch, layer) if is_pytorchs(layer) else layer
 
 

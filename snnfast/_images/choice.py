@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from snnfast._core import backend, ops
-from snnfast._core.pytorch import is_transformed
+from snnfast._core.backend import has_numbers
 
-__all__ = ["NODES", "define_node", "has_numbers", "pair", "takes_kernels"]
+__all__ = ["NODES", "define_node", "pair", "takes_kernels"]
 
 
 def takes_kernels(x: Tensor, of_planes: bool = False) -> bool:
@@ -28,17 +28,6 @@ def takes_kernels(x: Tensor, of_planes: bool = False) -> bool:
             and x.stride(1) == 1  # not one channel in the other order
         )
         and backend.use_fused(x)
-    )
-
-
-def has_numbers(x: Tensor) -> bool:
-    """Whether ``x`` is a plain tensor with numbers on the CPU, which neither an exporter nor a transform traces."""
-    return (
-        not backend.exporting()  # what is exported is PyTorch's alone
-        and type(x) is Tensor
-        and not is_transformed()  # vmap cannot tell the order in memory
-        and x.device.type == "cpu"
-        and x.numel() > 0
     )
 
 

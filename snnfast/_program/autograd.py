@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from snnfast._core import ops
 from snnfast._core.autograd import differentiable
 from snnfast._core.linear import FEW_OUTPUTS, Linear, flat_bits, weight_gradient
+from snnfast._core.products import linear as linear_of
+from snnfast._core.products import mm
 from snnfast._core.pytorch import not_compiled_alone
 from snnfast._program.call import Call, flat_parameters, rows_of, split, summed
 from snnfast._program.code import Codes
@@ -55,7 +56,7 @@ class Run(torch.autograd.Function):
                 found[call.output] = ops.spikes_linear(read, weight, bias, _ONE, call.steps)
             else:
                 read = found[call.output].view(call.steps, -1, weight.shape[1])
-                found[call.output] = F.linear(read, weight, bias)
+                found[call.output] = linear_of(read, weight, bias)
         ctx.again, ctx.codes, ctx.call = again, codes, call
         ctx.set_materialize_grads(False)
         if linear and not ctx.needs_input_grad[3 + count]:
@@ -138,13 +139,12 @@ def _through_linear(ctx: Any, grad: Tensor, read: Any, weight: Tensor) -> tuple[
     if any(needs) and grad.shape[-1] <= FEW_OUTPUTS:
         of_output = grad
     elif any(needs):
-        of_output = ops.rows_like(weight.new_empty(call.shape), call.steps)
-        torch.mm(grad.flatten(0, 1), weight, out=of_output.view(-1, weight.shape[1]))
+        of_output = mm(grad.flatten(0, 1), weight).view(call.steps, *call.shape)
     of_weight = None
     if needs_weight and call.bits:
         of_weight = weight_gradient(read, grad, _ONE, again=False)
     elif needs_weight:
-        of_weight = grad.flatten(0, 1).t() @ read.flatten(0, 1)
+        of_weight = mm(grad.flatten(0, 1).t(), read.flatten(0, 1))
     return of_output, [of_weight, grad.sum((0, 1)) if needs_bias else None]
 
 

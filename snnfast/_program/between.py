@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from snnfast._core.autograd import differentiable
+from snnfast._core.products import mm
 from snnfast._core.pytorch import not_compiled_alone
 from snnfast._program.call import Call, broadcast, flat_parameters, needs_of, rows_of, split, summed
 from snnfast._program.code import Code, Codes, Counts
@@ -372,7 +373,7 @@ def _backward(ctx: Any, needs: Sequence[bool], grads: Sequence[Tensor | None]) -
         side_by_side = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
         if p.weight in asked:
             x = before(p.source).reshape(-1, calls[p.source.part].shape[-1])
-            add(first + p.weight, side_by_side.t() @ x if p.name == "linear" else x.t() @ side_by_side)
+            add(first + p.weight, mm(side_by_side.t(), x) if p.name == "linear" else mm(x.t(), side_by_side))
         if p.bias in asked:
             add(first + p.bias, side_by_side.sum(0))
     return result

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from snnfast._core import ops
 from snnfast._core.autograd import refusing
-from snnfast._core.linear import flat_bits, heights_of, product, weight_gradient
+from snnfast._core.linear import FEW_OUTPUTS, flat_bits, heights_of, product, weight_gradient
 from snnfast._core.ops import (
     BITS_AT,
     CLAMP_CLOSED,
@@ -25,6 +25,7 @@ from snnfast._core.ops import (
     STEP,
     Neuron,
 )
+from snnfast._core.products import is_faster, mm
 from snnfast._core.pytorch import not_compiled_alone
 from snnfast._unroll import state_gradients
 from snnfast._unroll.call import Options, Request, count_states
@@ -82,8 +83,8 @@ class Unroll(torch.autograd.Function):
             records = 1 + count_states(neuron, request.record)
             deciding, found = found[records], found[:records] + found[records + 1 :]
         if weight is not None:
-            bits, shape = found[0], (x.shape[1:] if request.time == SEQUENCE else x.shape)[-dims:]
-            found = [product(bits, weight, bias, tensors[-1], shape, request.steps), *found[1:]]
+            bits, shape = found[0], x.shape[1:] if request.time == SEQUENCE else x.shape
+            found = [product(bits, weight, bias, tensors[-1], shape[-dims:], request.steps), *found[1:]]
         *tensors, threshold, graded = tensors  # type: ignore[assignment]
         tensors = *tensors, unmoved(threshold), graded
         if given and not needs_others:
@@ -91,7 +92,7 @@ class Unroll(torch.autograd.Function):
         else:
             kept = bits if weight is not None and needs_others[0] else None, weight if asks else None
             ctx.save_for_backward(source, rows, *tensors, deciding, lengths, *kept)
-        ctx.how = neuron, options, request, saved, x.dtype, shape
+        ctx.how = neuron, options, request, saved, x.dtype, shape, dims
         ctx.set_materialize_grads(False)
         if options.spike_grad is DISABLED and not needs[-1] and not any(needs_others):
             ctx.mark_non_differentiable(found[0])
@@ -104,7 +105,7 @@ class Unroll(torch.autograd.Function):
     @staticmethod
     @not_compiled_alone
     def backward(ctx: Any, *grads: Any) -> Any:
-        neuron, options, request, saved, dtype, shape = ctx.how
+        neuron, options, request, saved, dtype, shape, _ = ctx.how
         if grads[0] is None and all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
         if request.time == STEP:
@@ -129,6 +130,10 @@ class Unroll(torch.autograd.Function):
             if refuses and source is None and bits:
                 raise NotImplementedError(NO_SECOND_DERIVATIVE)  # nothing that is saved leads back to the current
             grad_spk, others = _through_linear(ctx, grad_spk, spike_bits, tensors[-1])
+            if bits and weight is not None and grad_spk is not None and weight.shape[0] > FEW_OUTPUTS and not refuses:
+                of_outputs = grad_spk.flatten(0, 1)
+                if is_faster(of_outputs, weight):  # else the kernels multiply, block by block
+                    grad_spk, weight = mm(of_outputs, weight).view(request.steps, *shape), None
         derivative = None
         if deciding is not None:
             # options.derivative is that of no surrogate: it lets no gradient through a spike.
@@ -162,14 +167,15 @@ def _through_linear(
     ctx: Any, grad: Tensor | None, spike_bits: Tensor | None, graded: Tensor
 ) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
     """The gradient of a linear layer's outputs ``[T, R, O]``, if it reaches the neurons; those of weight and bias."""
-    _, options, request, _, dtype, shape = ctx.how
+    _, options, request, _, dtype, shape, dims = ctx.how
     *needs, needs_weight, needs_bias, _ = ctx.needs_input_grad[1:]
     if grad is None:
         return None, (None, None, None)
     grad_weight = grad_bias = None
     grad = grad.reshape(request.steps, -1, grad.shape[-1]).contiguous()
     if needs_weight:
-        rows, heights = flat_bits(spike_bits, shape), heights_of(graded, shape, dtype)  # type: ignore[arg-type]
+        inputs = shape[-dims:]
+        rows, heights = flat_bits(spike_bits, inputs), heights_of(graded, inputs, dtype)  # type: ignore[arg-type]
         # Where no spike is differentiated, this can be once more.
         grad_weight = weight_gradient(rows, grad, heights, again=torch.is_grad_enabled() and not any(needs))
     if needs_bias:

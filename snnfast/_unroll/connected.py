@@ -17,6 +17,7 @@ from snnfast._core import backend, ops, settings
 from snnfast._core import linear as _linear
 from snnfast._core.modules import is_only_called
 from snnfast._core.ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, opmath_dtype
+from snnfast._core.products import mm
 from snnfast._core.pytorch import is_transformed, not_compiled_alone
 from snnfast._unroll.autograd import CLAMP, of_states, refused, sum_to, unmoved
 from snnfast._unroll.call import ONE_STEP, Connections, Convolution, UnrollCall, needs_graph, step_shape
@@ -339,4 +340,4 @@ def _gradient_of_rows(
     if counts and graded is not None and graded.dim() == 0 and every.shape[0] * every.shape[1] >= _linear.LEAST_ROWS:
         bits = ops.spikes_as_bits(spks)  # adds a row of the gradient for each spike, where these are few
         return ops.spikes_linear_weight(bits, every, graded)  # type: ignore[no-any-return]
-    return every.flatten(0, 1).t() @ spks.flatten(0, 1)
+    return mm(every.flatten(0, 1).t(), spks.flatten(0, 1))

@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.fx import Graph
 
+from snnfast._core.products import linear, matmul
 from snnfast._core.pytorch import transforms_are_active
 from snnfast._images.batch_norm import in_any_order
 from snnfast._images.choice import NODES
@@ -32,6 +33,8 @@ def bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
 _OURS: dict[Any, Any] = dict.fromkeys((torch.conv2d, F.conv2d, aten.conv2d.default, aten.conv2d.padding), conv2d)
 _OURS |= dict.fromkeys((F.max_pool2d, aten.max_pool2d.default), max_pool2d)
 _OURS |= dict.fromkeys((F.avg_pool2d, aten.avg_pool2d.default), avg_pool2d)
+_OURS |= dict.fromkeys((F.linear, aten.linear.default), linear)
+_OURS |= dict.fromkeys((torch.matmul, torch.mm, aten.matmul.default, aten.mm.default), matmul)
 _OURS |= dict.fromkeys((torch.bernoulli, aten.bernoulli.default), bernoulli)
 _OURS[aten.batch_norm.default] = in_any_order
 for _op, _function in NODES.items():

@@ -1,0 +1,124 @@
+"""Products of float32 matrices on the CPU: by oneDNN, where MKL leaves half of the processor's vectors unused.
+
+PyTorch gives products to MKL, which uses AVX-512 on Intel's processors alone. PyTorch's oneDNN, which computes the
+convolutions, uses it on AMD's, too, and takes half of the time there. Its sums are longer, and round a little more.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from snnfast._core import ops
+from snnfast._core.backend import has_numbers, use_fused
+from snnfast._core.pytorch import not_compiled_alone
+
+__all__ = ["has_wider", "is_faster", "linear", "matmul", "mm"]
+
+_LEAST = 1 << 23
+"""The fewest multiplications. oneDNN makes code for each new shape, such as another number of steps, in 0.3 ms."""
+
+_LEAST_SIZE = 8
+"""The fewest rows and columns of a result. A product with fewer reads its matrices, and does little besides."""
+
+_LEAST_COLUMNS = 128
+"""The fewest of a result that sums over rows, as the gradient of a weight does: oneDNN turns the rows first."""
+
+
+@cache
+def has_wider() -> bool:
+    """Whether oneDNN uses wider vectors here than MKL."""
+    return (
+        ops.extension is not None
+        and ops.extension.vendor == "AuthenticAMD"
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.linear``, up to the rounding of its sums."""
+    if weight.dim() == 2 and _takes(x, weight, *weight.shape) and (bias is None or _fits(bias, weight.shape[:1])):
+        return _differentiable(x, weight, bias, turned=False)
+    return F.linear(x, weight, bias)
+
+
+def matmul(x: Tensor, y: Tensor) -> Tensor:
+    """``torch.matmul``, up to the rounding of its sums."""
+    if y.dim() == 2 and _takes(x, y, y.shape[1], y.shape[0]):
+        return _differentiable(x, y, None, turned=True)
+    return torch.matmul(x, y)
+
+
+def mm(x: Tensor, y: Tensor) -> Tensor:
+    """``torch.mm``, up to the rounding of its sums; for a backward pass that is not differentiated."""
+    return _product(x, y.t()) if is_faster(x, y) else torch.mm(x, y)
+
+
+def is_faster(x: Tensor, y: Tensor) -> bool:
+    """Whether :func:`mm` gives the product of two matrices to oneDNN."""
+    sums_rows = x.stride(0) == 1 and x.shape[0] > 1
+    return _takes(x, y, y.shape[1], y.shape[0]) and (y.shape[1] >= _LEAST_COLUMNS or not sums_rows)
+
+
+def _takes(x: Tensor, weight: Tensor, outputs: int, inputs: int) -> bool:
+    if type(x) is not Tensor or torch.compiler.is_compiling():  # sizes may be symbols
+        return False
+    rows = x.numel() // max(inputs, 1)
+    return (
+        rows * inputs * outputs >= _LEAST
+        and min(rows, outputs) >= _LEAST_SIZE
+        and has_wider()
+        and has_numbers(x)
+        and x.dtype == torch.float32
+        and x.dim() >= 2
+        and x.shape[-1] == inputs
+        and _fits(weight, weight.shape)
+        and torch._C._get_mkldnn_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._len_torch_dispatch_stack()  # modes, such as counters of operations, know PyTorch's products
+        and use_fused(x)
+    )
+
+
+def _fits(t: Tensor, shape: torch.Size) -> bool:
+    known = type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 and t.device.type == "cpu"
+    return known and t.shape == shape and t.layout is torch.strided
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool) -> Tensor:
+    given = [t for t in (x, weight, bias) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        return _Product.apply(x, weight, bias, turned)  # type: ignore[no-any-return]
+    return _product(x, weight.t() if turned else weight, bias)
+
+
+class _Product(torch.autograd.Function):
+    """Rows times a weight ``[outputs, inputs]``, or ``[inputs, outputs]`` if it is turned."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.turned = turned
+        return _product(x, weight.t() if turned else weight, bias)
+
+    @staticmethod
+    @not_compiled_alone
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        multiply = torch.mm if torch.is_grad_enabled() else mm  # PyTorch differentiates its own
+        rows, of_x, of_weight = grad.flatten(0, -2), None, None
+        if needs_x:
+            of_x = multiply(rows, weight.t() if ctx.turned else weight).view(x.shape)
+        if needs_weight:
+            inputs = x.flatten(0, -2)
+            of_weight = multiply(inputs.t(), rows) if ctx.turned else multiply(rows.t(), inputs)
+        return of_x, of_weight, rows.sum(0) if needs_bias else None, None

@@ -1,0 +1,152 @@
+"""Products of float32 matrices by oneDNN: where they are, what they give, and where PyTorch's own stay."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from helpers import assert_all_close, assert_close
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from snnfast import Leaky, MultiStep, compile, use_backend
+from snnfast._core import products
+from snnfast._core.products import linear, matmul, mm
+
+pytestmark = [
+    pytest.mark.needs_extension,
+    pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN"),
+]
+ROWS, INPUTS, OUTPUTS = 40, 512, 520
+
+
+@pytest.fixture
+def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the products that oneDNN computes, on any processor."""
+    monkeypatch.setattr(products, "has_wider", lambda: True)
+    product, given = products._product, []
+
+    def seen(x: Tensor, weight: Tensor, *bias: Any) -> Tensor:
+        given.append((x[..., 0].numel(), *weight.shape))
+        return product(x, weight, *bias)
+
+    monkeypatch.setattr(products, "_product", seen)
+    return given
+
+
+def tensors(*needs: bool, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Rows, a weight and a bias."""
+    torch.manual_seed(0)
+    made = torch.randn(5, 8, INPUTS), torch.randn(OUTPUTS, INPUTS), torch.randn(OUTPUTS)
+    return [t.to(dtype).requires_grad_(need) for t, need in zip(made, needs or (True,) * 3, strict=True)]
+
+
+def of_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return linear(x, weight, bias)
+
+
+def of_matmul(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = matmul(x, weight.t().contiguous())
+    return y if bias is None else y + bias
+
+
+@pytest.mark.parametrize("function", [of_linear, of_matmul])
+@pytest.mark.parametrize("needs", [(True,) * 3, (False, True, True), (True, False, False), (False,) * 3])
+def test_products_and_gradients_are_those_in_float64(
+    function: Callable[..., Tensor], needs: tuple[bool, ...], by_onednn: list[Any]
+) -> None:
+    given = tensors(*needs)
+    exact = [t.detach().double().requires_grad_(t.requires_grad) for t in given]
+    y, expected = function(*given), F.linear(*exact)
+    assert y.requires_grad == expected.requires_grad
+    assert_close(y.double(), expected, 1e-5)
+    assert by_onednn == [(ROWS, OUTPUTS, INPUTS)]
+    if not any(needs):
+        return
+    grad = torch.linspace(-1, 2, y.numel()).view(y.shape)
+    found = torch.autograd.grad(y, [t for t in given if t.requires_grad], grad)
+    wanted = torch.autograd.grad(expected, [t for t in exact if t.requires_grad], grad.double())
+    assert_all_close([t.double() for t in found], wanted, relative=1e-5)
+    assert len(by_onednn) == 1 + sum(needs[:2])
+
+
+def test_second_derivatives_are_pytorchs(by_onednn: list[Any]) -> None:
+    x, weight, bias = tensors()
+    results = []
+    for function in (linear, F.linear):
+        (grad,) = torch.autograd.grad(function(x, weight, bias).square().sum(), x, create_graph=True)
+        assert by_onednn in ([(ROWS, OUTPUTS, INPUTS)], [])
+        by_onednn.clear()
+        results.append(torch.autograd.grad(grad.square().sum(), (x, weight, bias)))
+        by_onednn.clear()
+    assert_all_close(*results, relative=1e-4)
+
+
+def test_a_product_is_pytorchs_where_onednn_is_not_to_compute_it(by_onednn: list[Any]) -> None:
+    x, weight, bias = tensors(False, False, False)
+    expected = F.linear(x, weight, bias)
+    double = tensors(False, False, False, dtype=torch.float64)
+    assert torch.equal(linear(*double), F.linear(*double))
+    assert torch.equal(linear(x[:1], weight, bias), F.linear(x[:1], weight, bias))  # too small
+    wide = torch.randn(2, 1 << 22), torch.randn(2, 1 << 22)
+    assert torch.equal(linear(*wide), F.linear(*wide))
+    with use_backend("reference"):
+        assert torch.equal(linear(x, weight, bias), expected)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(linear(x, weight, bias), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight, bias).dtype == torch.bfloat16
+    with FlopCounterMode(display=False) as counter:
+        linear(x, weight, bias)
+    assert counter.get_total_flops() == 2 * ROWS * INPUTS * OUTPUTS
+    mapped = torch.vmap(lambda x: linear(x, weight, bias))(x)
+    assert_close(mapped, expected, 1e-6)
+    with FakeTensorMode() as mode:
+        assert linear(*map(mode.from_tensor, (x, weight, bias))).shape == expected.shape
+    for given in ((x, weight[:, 1:], bias), (x, weight, bias[1:]), (x, weight.double(), bias)):
+        with pytest.raises(RuntimeError):
+            linear(*given)
+    with pytest.raises(RuntimeError):
+        matmul(x, weight)
+    assert not by_onednn
+    linear(x, weight, bias)
+    assert by_onednn == [(ROWS, OUTPUTS, INPUTS)]
+
+
+def test_a_sum_over_rows_is_pytorchs_where_its_rows_are_short(by_onednn: list[Any]) -> None:
+    grad, x = torch.randn(4096, 64), torch.randn(4096, 256)
+    for inputs in (64, 256):
+        assert_close(mm(grad.t(), x[:, :inputs]), torch.mm(grad.t(), x[:, :inputs]), 1e-5)
+    assert by_onednn == [(64, 256, 4096)]
+
+
+class Loop(nn.Module):
+    """Two layers over time, by a product of one's own and a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(256, 200) / 16)
+        self.fc, self.lif1, self.lif2 = nn.Linear(200, 160), Leaky(0.9), Leaky(0.9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1 = mem2 = None
+        spikes = []
+        for step in x:
+            spk, mem1 = self.lif1(step @ self.weight, mem1)
+            spk, mem2 = self.lif2(self.fc(spk), mem2)
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+
+def test_networks_give_their_large_products_to_onednn(by_onednn: list[Any]) -> None:
+    torch.manual_seed(0)
+    net, x = Loop(), torch.rand(10, 32, 256, requires_grad=True)
+    compile(net)(x).sum().backward()
+    rows = 320
+    # The product of one's own with both of its gradients, and the gradient of the spikes through the layer.
+    assert {(rows, 200, 256), (rows, 256, 200), (256, 200, rows), (rows, 200, 160)} == set(by_onednn)
+    by_onednn.clear()
+    MultiStep(nn.Linear(256, 200), Leaky(0.9))(x.detach())[0].sum().backward()
+    assert by_onednn == [(rows, 200, 256), (200, 256, rows)]
