@@ -21,6 +21,7 @@ from snnfast._images.batch_norm import batch_norm as batch_norm_over_time
 from snnfast._images.batch_norm import batch_norm_of_constant
 from snnfast.compiler.calls import aten, has_effect, is_pointwise, literal, name_of, spelled, step_of_constant, value
 from snnfast.compiler.errors import UnmergedError
+from snnfast.compiler.sparse import sparse_mm_over_time
 from snnfast.compiler.writer import Writer
 from snnfast.losses.base import cross_entropy_over_time
 
@@ -218,6 +219,15 @@ def matmul(step: StepCall) -> Node | None:
 def products(step: StepCall) -> Node | None:
     """Products of matrices, one for each of B."""
     return _folded(step, *step.given) if all(a in step.varies for a in step.given.values()) else None
+
+
+@rule("snnfast.sparse_mm")
+def sparse_product(step: StepCall) -> Node | None:
+    """A sparse matrix times the results of each step."""
+    x = step.given["x"]
+    if step.first in step.varies or x not in step.varies:
+        raise UnmergedError("another sparse matrix at each step")
+    return step.emit(sparse_mm_over_time, step.first, x, step.given["sparse_gradient"])
 
 
 @rule("scaled_dot_product_attention")

@@ -413,19 +413,29 @@ def larger_module(s: Source, v: Value) -> Value:
     return s.let(code, (*v.shape[:-1], out))
 
 
-@piece(0.4, exact=True)
+@piece(1, exact=True)
 def sparse(s: Source, v: Value) -> Value | None:
     """A product of a sparse matrix, which is the same at every step."""
     if len(v.shape) > 1:
         return None
-    n, out, name = v.shape[0], s.draw.randint(1, 5), s.name("sparse")
-    made = ("({w} * ({w} > 0)).to_sparse()", "{w}.to_sparse()", "{w}.detach().to_sparse()",
-            "{w}.detach().to_sparse_csr()",
-            f"torch.sparse_coo_tensor([[0, {out - 1}], [0, 0]], x.new_ones(2), ({out}, {n}))")  # fmt: skip
-    s.before.append(f"{name} = {s.draw.choice(made).format(w=s.parameter('weight', out, n))}")
+    n, out, w = v.shape[0], s.draw.randint(1, 5), s.name("sparse")
+    if s.some(0.3):
+        made = s.draw.choice(("nn.Parameter({0})", "nn.Parameter({0}, False)", "{0}")).format(
+            f"torch.rand({out}, {n}).to_sparse()"
+        )
+        s.init.append(f"self.{w} = {made}")
+        w = f"self.{w}"
+    else:
+        forms = ("({w} * ({w} > 0)).to_sparse()", "{w}.to_sparse()", "{w}.detach().to_sparse()", "{w}.to_sparse_csr()",
+                 "{w}.detach().to_sparse_csr()",
+                 f"torch.sparse_coo_tensor([[0, {out - 1}], [0, 0]], x.new_ones(2), ({out}, {n}))")  # fmt: skip
+        made = s.draw.choice(forms)
+        s.before.append(f"{w} = {made.format(w=s.parameter('weight', out, n))}")
     forms = ("torch.sparse.mm({0}, {v}.t()).t()", "torch.spmm({0}, {v}.T).T", "({0} @ {v}.t()).t()",
-             "torch.sparse.mm({0}, {v}.t().contiguous()).t().contiguous()", "torch.mm({0}, {v}.mT).mT")  # fmt: skip
-    return s.let(s.draw.choice(forms).format(name, v=v), (out,))
+             "torch.sparse.mm({0}, {v}.t().contiguous()).t().contiguous()", "torch.mm({0}, {v}.mT).mT",
+             "{0}.mm({v}.t()).mT", "torch.matmul({0}, {v}.t()).t()", "({v} @ {0}.t())",
+             "({0} @ {v}.t() * torch.sparse.sum({0})).t()")  # fmt: skip
+    return s.let(s.draw.choice(forms).format(w, v=v), (out,))
 
 
 MASKED = (

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from snnfast.compiler.emit import LEAST_NUMBER
 from snnfast.compiler.recording.functions import Computed
 from snnfast.compiler.recording.kinds import Hole, Kind
 from snnfast.compiler.recording.later import AT, LOW, Like
 from snnfast.compiler.recording.runs import LEAST, Folded, runs_of
+from snnfast.compiler.sparse import memory_of
 
 _NEAR = 3
 """Loops whose numbers of steps differ by so many at most are taken for loops over the same steps."""
@@ -381,6 +382,8 @@ class Form:
     def _each(self, i: int, a: int, stride: int) -> EachGiven:
         if stride > 0:
             raise UnknownFormError("tensors of the caller, in reverse")
+        if self.likes[~a].layout is not torch.strided:
+            raise UnknownFormError("another sparse matrix at each step")
         number = self._input([~(a + stride * q) for q in range(self.runs[i].steps)])
         self.each[number] = i
         return EachGiven(number)
@@ -450,19 +453,19 @@ class Form:
 
     def _like(self, like: Like) -> Any:
         shape: tuple[Any, ...] = like.shape
-        if like.kind is not nn.Parameter:
+        if not like.is_fixed:
             shape = tuple([self._sizes.get(size, size) for size in shape])
         order = tuple(sorted(range(len(shape)), key=lambda d: (-like.stride[d], d)))
         expanded = tuple([stride == 0 for stride in like.stride])
         strides: Any = (order, expanded) if _is_dense(like) else like.stride
-        return shape, strides, like.dtype, like.device, like.requires_grad, like.is_leaf, like.kind
+        return shape, strides, like.dtype, like.device, like.requires_grad, like.is_leaf, like.kind, like.layout
 
     def _shared_by(self, given: Sequence[Tensor]) -> list[tuple[int, ...]]:
         """The inputs that lie in each memory."""
         found: dict[int, dict[int, None]] = {}
         for i, n in enumerate(self.inputs):
             for m in n if isinstance(n, list) else [n]:
-                found.setdefault(given[m].untyped_storage()._cdata, {})[i] = None
+                found.setdefault(memory_of(given[m]), {})[i] = None
         return list(map(tuple, found.values()))
 
     # ---- at a number of steps
@@ -474,7 +477,7 @@ class Form:
     def input_at(self, number: int, steps: Sequence[int]) -> Like:
         """An input at other numbers of steps."""
         like = self.like_of_input(number)
-        return like if like.kind is nn.Parameter else self._at(like, steps)
+        return like if like.is_fixed else self._at(like, steps)
 
     def results_at(self, place: int, steps: Sequence[int], grows: bool) -> list[Like]:
         """The results of a call. With ``grows``, sizes that may follow from the numbers of steps do."""

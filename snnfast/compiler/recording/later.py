@@ -24,6 +24,7 @@ class Like:
     Attributes:
         kind: ``nn.Parameter``; ``"inference"`` for a tensor that was made in inference mode; ``"view"`` for a leaf with
             a gradient that is a view of a tensor without one.
+        layout: That of a sparse matrix has the strides of the dense one that stands for it.
     """
 
     shape: tuple[int, ...]
@@ -33,6 +34,12 @@ class Like:
     requires_grad: bool
     is_leaf: bool
     kind: Any
+    layout: torch.layout = torch.strided
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether its sizes follow from no number of steps: it is a parameter, or a sparse matrix."""
+        return self.kind is nn.Parameter or self.layout is not torch.strided
 
     def but(self, **others: Any) -> "Like":
         """With some of it different."""
@@ -167,4 +174,5 @@ def like_of(t: Tensor) -> Like:
         kind = "inference"
     elif is_view_made_leaf(t):
         kind = "view"
-    return like(tuple(t.shape), t.stride(), t.dtype, t.device, t.requires_grad, t.is_leaf, kind)
+    strides = t.stride() if t.layout is torch.strided else torch.empty(t.shape, device="meta").stride()
+    return like(tuple(t.shape), strides, t.dtype, t.device, t.requires_grad, t.is_leaf, kind, t.layout)

@@ -20,6 +20,7 @@ from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError,
 from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, is_marked, later, like_of
 from snnfast.compiler.recording.lines import Lines, lines_of
 from snnfast.compiler.recording.modes import NONE, any_autocast, entered, infers, modes
+from snnfast.compiler.sparse import LAYOUTS, as_op, is_product
 from snnfast.surrogate import known_to_kernels
 
 
@@ -370,6 +371,10 @@ class Recorder(TorchFunctionMode):
             raise NeedsValueError(f"{name} needs a value")
         if name in ("__get__", "__set__", "__delete__") and func not in _READS:
             raise NeedsValueError(f"the property {getattr(func.__self__, '__name__', func)}")
+        if any(isinstance(a, Tensor) and a.layout in LAYOUTS for a in pytree.tree_leaves((args, kwargs))):
+            if modes is not None or self.ambient[1] or not is_product(func, args, kwargs):
+                raise NeedsValueError(f"{name} of a sparse tensor")
+            func, args = as_op(func, args)
         return self._known.find(func, args, kwargs, grad, modes, self.ambient, holes)
 
     def _made(self, kind: Kind, leaves: tuple[Any, ...], args: Any, kwargs: Any) -> Any:
@@ -485,7 +490,8 @@ class Recorder(TorchFunctionMode):
 
     def _enter(self, t: Tensor) -> int:
         """Number a tensor from outside."""
-        if t.layout is not torch.strided or t.is_complex() or t.is_quantized or t.is_nested:
+        is_dense = t.layout is torch.strided or (t.layout in LAYOUTS and t.dim() == 2)
+        if not is_dense or t.is_complex() or t.is_quantized or t.is_nested:
             raise NeedsValueError("a tensor that is not dense, or complex")
         like = known_of(t)
         number = self._numbers[id(t)] = len(self.given)

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from snnfast.compiler.recording.form import Constant, Form, Inside, Size, UnknownFormError, resized
 from snnfast.compiler.recording.later import Like
 
@@ -119,7 +117,7 @@ class Twins(Form):
         return [self._between(a, b, steps, grows) for a, b in zip(ours, others, strict=True)]
 
     def _between(self, a: Like, b: Like, steps: Sequence[int], grows: bool) -> Like:
-        if a.kind is nn.Parameter:
+        if a.is_fixed:
             return a
 
         def size(m: int, n: int) -> int:
