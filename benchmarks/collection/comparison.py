@@ -121,6 +121,7 @@ def _tensors_differ(name: str, a: Tensor, b: Tensor, tolerance: float, largest: 
         return f"{a.dtype} {list(a.shape)} instead of {b.dtype} {list(b.shape)}"
     if "draws" in name:
         return None
+    a, b = _real(a), _real(b)
     spikes = not name.startswith("grad") and bool(((b == 0) | (b == 1)).all() and b.any())
     bound = 0.0 if spikes else tolerance * max(size(b), SMALLEST * largest)
     off = (a.double() - b.double()).abs()
@@ -128,6 +129,10 @@ def _tensors_differ(name: str, a: Tensor, b: Tensor, tolerance: float, largest: 
     if not tolerance:
         wrong |= (a.signbit() != b.signbit()) & ~b.isnan()
     return f"off by {off.max().item():.3g}, {'spikes' if spikes else f'scale {size(b):.3g}'}" if wrong.any() else None
+
+
+def _real(t: Tensor) -> Tensor:
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
 
 
 def same_draws(results: Seen) -> list[tuple[str, str]]:
@@ -141,5 +146,5 @@ def same_draws(results: Seen) -> list[tuple[str, str]]:
 
 def size(t: Any) -> float:
     """The largest finite magnitude."""
-    t = t.double().abs() if isinstance(t, Tensor) else torch.zeros(0)
+    t = _real(t).double().abs() if isinstance(t, Tensor) else torch.zeros(0)
     return float(t[t.isfinite()].max()) if t.isfinite().any() else 0.0

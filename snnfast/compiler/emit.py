@@ -223,7 +223,7 @@ class Emitter(Writer):
         while node not in self.facts.written and not value(node).requires_grad:
             if is_zero(node):
                 return True
-            if node.target not in (aten.expand.default, aten.clone.default, aten.detach.default):
+            if node.target not in _KEEP_ZEROS:
                 break
             node = cast(Node, node.args[0])
         return False
@@ -339,6 +339,9 @@ class Emitter(Writer):
             return None
         self.summed.update(parts)
         return total  # type: ignore[no-any-return]
+
+
+_KEEP_ZEROS = {getattr(aten, name).default for name in ("expand", "clone", "detach", "real", "imag")}
 
 
 def span(first: int, stop: int, length: int) -> slice:

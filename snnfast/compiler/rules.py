@@ -96,7 +96,7 @@ def _nodes(tree: Any) -> list[Node]:
 
 @rule(
     "to", "detach", "contiguous", "type_as", "hardswish", "log_sigmoid", "dropout", "alpha_dropout", "bernoulli",
-    "zeros_like", "ones_like", "full_like", "rand_like", "randn_like",
+    "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "complex", "polar",
 )  # fmt: skip
 def element_wise(step: StepCall) -> Node | None:
     """An argument with fewer dimensions than the result gets more of them behind the time. A constant needs none."""
@@ -200,7 +200,7 @@ def batch_norm(step: StepCall) -> Node | None:
     return step.emit(aten.expand.default, found, (step.steps, *(-1,) * value(found).dim()))
 
 
-@rule("layer_norm", "rms_norm", "pad")
+@rule("layer_norm", "rms_norm", "pad", "real", "imag", "view_as_real", "view_as_complex")
 def last_dimensions(step: StepCall) -> Node | None:
     """Calls that look at the last dimensions only."""
     return step.again() if step.only_first_varies() else None

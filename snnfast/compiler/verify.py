@@ -65,7 +65,7 @@ def _results(function: Callable[..., Any], args: Sequence[Any]) -> list[tuple[st
             gradients = torch.autograd.grad(roots, list(wrt.values()), weights, allow_unused=True)
         for (i, a), gradient in zip(wrt.items(), gradients, strict=True):
             named.append((f"gradient of input {i}", torch.zeros_like(a) if gradient is None else gradient))
-    return [(name, t.detach()) for name, t in named]
+    return [(name, torch.view_as_real(t.detach()) if t.is_complex() else t.detach()) for name, t in named]
 
 
 def _copy(a: Any) -> Any:

@@ -531,6 +531,8 @@ COPIES = (
     "torch.tanh({v})", "{v}.index_add(0, torch.tensor([0]), {w}[:1])", "{v}.scatter(-1, ({w} > 9).long(), 0.5)",
     "torch.addcmul({v}, {w}, {w})", "{v}.to(torch.float32).to(x.dtype)", "({v} > 0.5).to(x.dtype)",
     "torch.sum({v}, 0) + {w}", "F.gelu({v})", "{v}.clamp(-1, 1)", "{v} - {v}.detach() + {v}.abs()",
+    "({v} * (1 + 0.5j)).imag", "torch.view_as_real(torch.complex({v}, {w})).sum(-1)", "torch.fft.fft({v}).real",
+    "torch.exp(1j * {v}).real * {w}", "({v} + 1j * {w}).abs()", "torch.complex({v}, {w}).conj().imag",
     "{v} + torch.full(({v}.shape[-1],), 0.5, dtype=x.dtype)", "{v}.cumsum(-1)", "{v} - {v}[..., -1:]",
     # What a batch of all time steps would get wrong.
     "{v}.flip(0)", "{v} + {v}[0]", "{v} + {v}[-1:]", "{v}.roll(1)", "torch.cat([{v}[1:], {v}[:1]])",
@@ -1195,8 +1197,9 @@ class Layers:
         """A layer behind ``v``; sometimes one that is used already."""
         s = self.s
         if s.some(self.by_hand):
-            s.drawn[neuron_by_hand] += 1
-            layer = neuron_by_hand(s, v)
+            write = oscillator if s.some(0.2) and not s.exact else neuron_by_hand
+            s.drawn[write] += 1
+            layer = write(s, v)
             self._between_steps(layer)
             return layer
         if s.some(0.2):
@@ -1496,6 +1499,56 @@ def neuron_by_hand(s: Source, v: Value) -> "Layer":
     return Layer("", "by hand", v.shape, True, Value(spk, v.shape), Value(mem, v.shape), states)
 
 
+# Of a complex state ``{z}``, a current ``{c}`` and spikes ``{s}``.
+ROTATIONS = (
+    "{z} * torch.exp(0.25 * ({b} + 1j * {w})) + {c}", "{z} * (0.5 + 0.75j) + {c}", "{z} * 0.9 + {c} * 1j",
+    "{z} + 0.25 * ({b} + 1j * {w}) * {z} + {c}", "torch.complex({b} * {w}, {w}) * {z} + {c}",
+    "{z} + 0.5 * torch.complex({c}, -{c}) - {z} / 3.0", "torch.polar({w}, {b} * {w}) * {z} + ({c} + 0j)",
+    "{w} * {z} - 0.5j * {z} + {c}", "torch.view_as_complex(torch.view_as_real({z}) * 0.75) + {c} * (0.5 - 1j)",
+    "torch.complex(0.5 * {z}.real - {w} * {z}.imag + {c}, 0.5 * {z}.imag + {w} * {z}.real)",
+    "{z} + 0.25 * ((0.5 - {z}.real ** 2 - {z}.imag ** 2 + 1j * {w}) * {z} + {c})", "-{z} * {w} + {c} * {c}",
+    "{z} * (0.5 + 0.25j) * {z} + {c}", "{z} + 0.25 * ((1 - {z}.abs()) * {z} + {c})", "1 - {z} * 0.5j + {c}",
+)  # fmt: skip
+PARTS_OF = (
+    "{z}.imag", "{z}.real", "torch.imag({z})", "torch.view_as_real({z})[..., 1]", "{z}.real + {z}.imag", "{z}.abs()",
+    "torch.view_as_real({z}).unbind(-1)[0]", "({z} * {z}.conj()).real", "({z} * {w}).imag", "{z}.detach().real",
+)  # fmt: skip
+ROTATED_RESETS = (
+    "{z} = {z} * (1 - {s})", "{z} = {z} * (1.0 - {s}.detach())", "{z} = {z} - {s}", "{z} = {z} - 0.5j * {s}",
+    "{z} = {z} - {s}.detach() * (0.5 + 0.25j)", "{z} = torch.where({s} > 0, torch.zeros_like({z}), {z})",
+    "{z} = torch.where({s} > 0, 0.25, {z})", "{z} = {z}.masked_fill({s} > 0, 0.5j)", "{z} = {z}.conj() * (1 - {s})",
+    "{z} = torch.complex({z}.real, {z}.imag * (1 - {s}.detach()))", "{z} = {z}.clone()\n{z}[{s}.detach() > 0.5] = 0",
+    "{z} = torch.complex(torch.where({s} > 0, {w} * {s}, {z}.real), {z}.imag)", "{z} = {z} * (1 - {s}) + {s}",
+    "{z} = {z}.clone()\n{z}.real[{s}.detach() > 0.5] = 0", "{z} = {z} * ({s} < 0.5)", "pass", "{z} *= 1 - {s}.detach()",
+    "with torch.no_grad():\n    {z} = {z} * 0.5", "{z} = {z}.resolve_conj()",
+)  # fmt: skip
+
+
+def oscillator(s: Source, v: Value) -> "Layer":
+    """A complex state, which turns and takes in the current ``v``."""
+    draw, n, number = s.draw, v.shape[-1], s.name("osc").removeprefix("osc")
+    z, spk, cur = f"z{number}", f"o{number}", f"cur_{number}"
+    names = {
+        "z": z, "c": cur, "s": spk, "w": s.parameter("w", n) if s.some(0.7) else f"x.new_full(({n},), 0.75)",
+        "b": s.module("b", "nn.Parameter(torch.rand(()))") if s.some(0.4) else "-0.25",
+    }  # fmt: skip
+    dims = s.dims(*v.shape)
+    s.begin(z, draw.choice((f"torch.zeros({dims}, dtype=x.dtype.to_complex())", f"torch.zeros({dims}) + 0j", "0")))
+    s.body += [f"{cur} = {v}", f"{z} = {draw.choice(ROTATIONS).format(**names)}"]
+    distance = s.let(
+        f"{draw.choice(PARTS_OF).format(**names)} - {draw.choice(('0.5', '0.25', names['w']))}", v.shape, "d"
+    )
+    s.body.append(f"{spk} = {draw.choice(SPIKES).format(distance, distance)}")
+    s.body += draw.choice(ROTATED_RESETS).format(**names).splitlines()
+    if s.some(0.3):
+        s.let(f"{z}.real * 0.5", v.shape)
+    if s.some(0.3):
+        s.let(f"({z} * ({names['w']} + 0.5j)).sum(-1, keepdim=True).real", (*v.shape[:-1], 1))
+    if s.some(0.3):
+        s.others.append(z)
+    return Layer("", "oscillator", v.shape, True, Value(spk, v.shape), distance, [])
+
+
 def one_tensor(s: Source, shape: tuple[int, ...], names: list[str]) -> list[str]:
     """States in one tensor, which a step takes apart: the lines that put them together again."""
     s.drawn[one_tensor] += 1
@@ -1705,7 +1758,18 @@ def memory(s: Source, v: Value) -> Value:
     return w
 
 
-PARTS = (neuron_by_hand, one_tensor, dendrites, refractory, node, Layers._cell, all_steps, held_back, feedback)
+PARTS = (
+    neuron_by_hand,
+    oscillator,
+    one_tensor,
+    dendrites,
+    refractory,
+    node,
+    Layers._cell,
+    all_steps,
+    held_back,
+    feedback,
+)
 
 # ---- a program
 

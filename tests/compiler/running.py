@@ -149,6 +149,7 @@ class Run:
         losses = []
         for i, (n, t) in enumerate([*leaves("output", outputs), *(held if settings["held_in_loss"] else [])]):
             if isinstance(t, Tensor) and "draws" not in n:
+                t = torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
                 self._seed(i)  # a state may be empty in a compiled network alone
                 weights = self._uniform(t.shape, -1, 1, eighths=False)
                 if t.requires_grad:

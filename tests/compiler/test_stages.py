@@ -47,7 +47,7 @@ def test_the_docs_show_the_loop_as_it_is_printed() -> None:
 def test_explain_keeps_the_form_after_each_stage_and_does_not_print_it() -> None:
     explanation = snnfast.explain(loop, tensor(3, 2))
     (report,) = explanation.graphs
-    assert list(report.stages)[:3] == ["aten", "functionalize", "unstack"]
+    assert list(report.stages)[:3] == ["aten", "functionalize", "pairs"]
     assert "exp_1" in report.stages["dead"]
     assert "linear(" not in str(explanation)
 

@@ -15,12 +15,13 @@ from snnfast.compiler.passes import (
     functionalize,
     gates,
     idempotent,
+    pairs,
     repeats,
     unstack,
 )
 
 PASSES = (
-    functionalize, unstack, idempotent, bodies, repeats, cse, counts, asserts, connections, concat, gates, dead
+    functionalize, pairs, unstack, idempotent, bodies, repeats, cse, counts, asserts, connections, concat, gates, dead
 )  # fmt: skip
 """In this order: calls are compared once nothing is changed in place, and removed when nothing needs them."""
 

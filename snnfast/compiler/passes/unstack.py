@@ -24,11 +24,11 @@ def run(graph: Graph) -> None:
     shown = {s for n in graph.output_node().all_input_nodes for s in memory.storage[n]}
     sites = set()
     for stack in stacks:
-        if memory.is_written(stack) or any(s in shown for s in memory.storage[stack]) or _has_hook(stack):
+        if memory.is_written(stack) or any(s in shown for s in memory.storage[stack]) or has_hook(stack):
             continue  # somebody may see that they share memory, or what goes back through the stack
-        for read, index in _reads(stack):
+        for read, index in reads(stack):
             entry = _entries(stack)[index]
-            if memory.is_written(entry) or _has_hook(read) or not _is_whole(entry, read, stack):
+            if memory.is_written(entry) or has_hook(read) or not _is_whole(entry, read, stack):
                 continue
             sites.add(site_of(read))
             read.replace_all_uses_with(entry)
@@ -53,7 +53,7 @@ def _is_of_one_step(stack: Node) -> bool:
     return len(sites) == len(entries)
 
 
-def _reads(stack: Node) -> list[tuple[Node, Any]]:
+def reads(stack: Node) -> list[tuple[Node, Any]]:
     """The calls that read one entry, and its number."""
     rank = value(stack).dim()
     dim: Any = stack.args[1] if len(stack.args) > 1 else 0
@@ -69,7 +69,7 @@ def _reads(stack: Node) -> list[tuple[Node, Any]]:
     return found
 
 
-def _has_hook(node: Node) -> bool:
+def has_hook(node: Node) -> bool:
     return any("hook" in name_of(user.target) for user in node.users)
 
 

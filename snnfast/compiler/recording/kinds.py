@@ -271,8 +271,10 @@ def _version(t: Any) -> int:
 
 
 def _check_is_plain(t: Tensor) -> None:
-    if t.layout is not torch.strided or t.is_complex():
-        raise NeedsValueError("a tensor that is not dense, or complex")
+    if t.layout is not torch.strided:
+        raise NeedsValueError("a tensor that is not dense")
+    if t.is_conj() or t.is_neg():
+        raise NeedsValueError("a tensor that is conjugated")  # PyTorch resolves it when it is read
 
 
 def _result_like(t: Tensor) -> Like:

@@ -42,7 +42,7 @@ _DIRECT = _accessors(
 
 _REQUIRES_GRAD, _IS_LEAF = Tensor.requires_grad.__get__, Tensor.is_leaf.__get__  # type: ignore[attr-defined]
 
-_READS = _accessors("__get__", "T", "mT", "H", "mH")
+_READS = _accessors("__get__", "T", "mT", "H", "mH", "real", "imag")
 """Properties that are calls like any other."""
 
 _CONSTRUCTORS = set(_device_constructors()) - {torch.as_tensor, torch.tensor, torch.asarray, torch.from_file}
@@ -446,6 +446,9 @@ class Recorder(TorchFunctionMode):
                     leaves.append(a)
                 if not numbers or (a == 0.0 and t is float):  # 0.0 and -0.0 are equal, and differ
                     key.append(a if a else repr(a))
+            elif t is complex:
+                key.append(t)
+                key.append(repr(a))  # 0j and -0j are equal, and differ
             elif t is tuple or t is list:
                 inside: list[Any] = [t]
                 self._spell(a, inside, leaves, numbers)
@@ -491,8 +494,10 @@ class Recorder(TorchFunctionMode):
     def _enter(self, t: Tensor) -> int:
         """Number a tensor from outside."""
         is_dense = t.layout is torch.strided or (t.layout in LAYOUTS and t.dim() == 2)
-        if not is_dense or t.is_complex() or t.is_quantized or t.is_nested:
-            raise NeedsValueError("a tensor that is not dense, or complex")
+        if not is_dense or t.is_quantized or t.is_nested:
+            raise NeedsValueError("a tensor that is not dense")
+        if t.is_conj() or t.is_neg() or (t.is_complex() and t.layout is not torch.strided):
+            raise NeedsValueError("a tensor that is conjugated, or complex and sparse")
         like = known_of(t)
         number = self._numbers[id(t)] = len(self.given)
         self.given.append(t)
