@@ -346,9 +346,21 @@ _COMPARE_NUMBERS = {
 """Comparisons with a number, and those with a tensor of numbers."""
 
 
+def _filled(self: Tensor, mask: Tensor, value: Tensor) -> Tensor:
+    return torch.where(mask, value, self)
+
+
+_CHOOSE_NUMBERS = {
+    aten.masked_fill.Scalar: _filled,
+    aten.where.ScalarSelf: aten.where.self,
+    aten.where.ScalarOther: aten.where.self,
+}
+"""Calls that choose a number by a mask, and those that choose a row of a tensor of numbers."""
+
+
 def with_tensor(target: Any) -> Any:
-    """The operator that takes a tensor where another one takes a number."""
-    return _COMPARE_NUMBERS.get(target, target)
+    """The function that takes a tensor where another one takes a number."""
+    return _COMPARE_NUMBERS.get(target) or _CHOOSE_NUMBERS.get(target, target)
 
 
 def dtype_of_numbers(node: Node) -> torch.dtype:
@@ -362,7 +374,8 @@ def _takes_numbers(node: Node) -> bool:
     if node.target in _COMPARE_NUMBERS:
         dtype, number = dtype_of_numbers(node), node.args[1]
         return dtype in (torch.float32, torch.float64) or (dtype == torch.int64 and type(number) is int)
-    return node.target in _TAKE_NUMBERS and all(t.dtype in (torch.float32, torch.float64) for t in tensors_of(node))
+    takes = node.target in _TAKE_NUMBERS or node.target in _CHOOSE_NUMBERS
+    return takes and all(t.dtype in (torch.float32, torch.float64) for t in tensors_of(node))
 
 
 def is_number(a: object) -> bool:

@@ -257,6 +257,45 @@ def test_a_number_of_a_step_may_be_compared(loop: Callable[..., Any], by: str) -
         assert "its graph is for any number of steps" in str(explained)
 
 
+def _fills(x: Tensor, mask: Tensor) -> Any:
+    v, rec = torch.zeros(x.shape[1:]), []
+    for t in range(len(x)):
+        spk, v = _step(v, x[t].masked_fill(mask, 0.25 * t))
+        rec.append(torch.masked_fill(spk, mask, -t))
+    return torch.stack(rec), v
+
+
+def _chooses(x: Tensor, mask: Tensor) -> Any:
+    v, rec = torch.zeros(x.shape[1:]), []
+    for t in range(len(x)):
+        spk, v = _step(v, torch.where(mask, t * 0.1, x[t]))
+        rec.append(torch.where(mask, torch.where(x[t] > 1, spk, t), spk.where(~mask, t * 0.5)))
+    return torch.stack(rec), v
+
+
+def _of_integers(x: Tensor, mask: Tensor) -> Any:
+    whole, v, rec = (x.detach() * 4).long(), torch.zeros(x.shape[1:]), []
+    for t in range(len(x)):
+        spk, v = _step(v, x[t])
+        rec.append(torch.where(mask, whole[t], t).float() + whole[t].masked_fill(mask, t) + spk)
+        rec.append(torch.where(mask, whole[t], t * 0.5))
+    return torch.stack(rec), v
+
+
+@pytest.mark.parametrize("by", ["tracing", "recording"])
+@pytest.mark.parametrize("loop", [_fills, _chooses, _of_integers])
+def test_a_number_of_a_step_may_be_chosen_by_a_mask(loop: Callable[..., Any], by: str) -> None:
+    compiled, mask = snnfast.compile(loop, by=by), torch.rand(3, 12) > 0.5
+    for T in (9, 9, 12, 9):
+        x = currents(T).requires_grad_()
+        found, expected = compiled(x, mask), loop(x, mask)
+        assert all(map(torch.equal, found, expected))
+        torch.testing.assert_close(*(torch.autograd.grad(f[0].square().sum(), x) for f in (found, expected)))
+    (graph,) = snnfast.explain(loop, x, mask, by=by).graphs
+    assert any("one recurrence" in str(line) for line in graph.merged)
+    assert loop is _of_integers or not graph.repeated
+
+
 def test_a_state_that_is_compared_with_the_number_of_its_step_is_not_merged() -> None:
     def loop(x: Tensor) -> Any:
         v, rec = torch.zeros(x.shape[1:]), []

@@ -58,6 +58,7 @@ _TAKE_NUMBERS = {
         "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__rdiv__", "rsub", "add_", "sub_", "mul_",
         "div_", "__iadd__", "__isub__", "__imul__", "__itruediv__", "eq", "ne", "lt", "le", "gt", "ge", "__eq__",
         "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "less", "less_equal", "greater", "greater_equal", "not_equal",
+        "where", "masked_fill",
     )
     if hasattr(where, name)
 }  # fmt: skip
