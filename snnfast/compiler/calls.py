@@ -414,8 +414,20 @@ LEAST = 3
 """A program pays from this number of steps on."""
 
 
-def run_call(node: Node, args: Any, kwargs: Any) -> Any:
-    """Make the call of a node, under its grad mode."""
+def is_whole(node: Node) -> bool:
+    """Whether a call returns a tensor of whole numbers."""
+    t = value(node)
+    return isinstance(t, Tensor) and t.dtype in (torch.int32, torch.int64)
+
+
+def run_call(node: Node, args: Any, kwargs: Any, whole: torch.dtype | None = None) -> Any:
+    """Make the call of a node, under its grad mode. Tensors of whole numbers have the dtype ``whole``, if one is given.
+
+    They have no gradient.
+    """
+    if whole is not None and is_whole(node):
+        args = (args[0], whole) if node.target is aten.to.dtype else args
+        return run_call(node, args, kwargs).detach()
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled() and node.meta["context"].records):
             target: Any = elementwise_step if is_step(node.target) else node.target

@@ -14,7 +14,17 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from snnfast._program.trace import NotElementwiseError, trace
-from snnfast.compiler.calls import index_of, is_number, is_pointwise, module_of, run_call, signature_of, site_of, value
+from snnfast.compiler.calls import (
+    index_of,
+    is_number,
+    is_pointwise,
+    is_whole,
+    module_of,
+    run_call,
+    signature_of,
+    site_of,
+    value,
+)
 from snnfast.compiler.loop import Each, Of, Statement
 from snnfast.compiler.parts.program import Program, Row, as_of
 
@@ -25,7 +35,7 @@ _STARTS = 64
 def take_in_first(program: Program, row: Row, is_free: Callable[[Node], bool]) -> None:
     """Add the step before the first one, of which ``row`` has the calls that are statements of the others, too."""
     begin = [n for n in program.begins() if isinstance(n, Node)]
-    if not row and not begin:
+    if (not row and not begin) or any(map(is_whole, program.samples.values())):  # whole numbers may be too large
         return
     for anywhere in (False, True):
         read = _read_by_first(program, row, [*row.values(), *begin], anywhere)
@@ -124,7 +134,7 @@ def _values_of_first(
         env: dict[Any, Any] = {node: as_of(node, t) for node, t in zip(nodes, given, strict=True)}
         for node in peeled:
             args, kwargs = pytree.tree_map_only(Node, lambda a: env.get(a, module_of(a)), (node.args, node.kwargs))
-            env[node] = run_call(node, args, kwargs)
+            env[node] = run_call(node, args, kwargs, program.dtype)
         found = [*(results[Of(s, 0)] for s in kept), *(env[n] for n in tensors)]
         return tuple(t.to(program.dtype).expand_as(given[0]) for t in found)
 

@@ -14,11 +14,12 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from snnfast._program.engines import ENGINES
-from snnfast.compiler.calls import LEAST, module_of, product_of, signature_of, tensors_of, value
+from snnfast.compiler.calls import LEAST, is_whole, module_of, product_of, signature_of, tensors_of, value
 from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.loop import Each, Of, Same, Statement
 from snnfast.compiler.parts.between import is_piece
 from snnfast.compiler.parts.program import UNLIKE, Program, Row
+from snnfast.compiler.parts.whole import is_small
 from snnfast.compiler.peel import take_in_first
 
 
@@ -90,7 +91,8 @@ def _check(statements: Sequence[Statement], alike: bool) -> None:
     if any(s.node.meta["context"].blocks for s in statements):
         raise UnmergedError("it runs under autocast or inference mode")
     dtypes = {t.dtype for t in tensors} - {torch.bool}
-    if len(dtypes) != 1 or not dtypes < {torch.float32, torch.float64}:
+    floats = dtypes - {torch.int32, torch.int64}
+    if len(floats) != 1 or not floats < {torch.float32, torch.float64}:
         found = ", ".join(sorted(map(_short, dtypes or {torch.bool})))
         raise UnmergedError(f"a program has one dtype, float32 or float64, and a step computes in {found}")
 
@@ -184,7 +186,7 @@ class _Steps:
             made.args[statement] = args
         self._fill_last(made)
         for begin in made.begins():
-            if isinstance(begin, Node):
+            if isinstance(begin, Node) and not (is_whole(begin) and is_small(begin)):
                 _check_given(made, begin)
         if self.products:
             made.arrange()

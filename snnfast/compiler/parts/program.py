@@ -34,6 +34,7 @@ from snnfast.compiler.loop import Each, Of, Same, Statement
 from snnfast.compiler.lower.linear import fuse_linear
 from snnfast.compiler.parts.base import Part, at_line
 from snnfast.compiler.parts.between import Layer, is_piece, layers_of
+from snnfast.compiler.parts.whole import check_whole
 from snnfast.compiler.roll import Rolled
 
 UNLIKE = "its steps are not all alike"
@@ -120,7 +121,7 @@ class Program(Part):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(t.dtype for n in self._own() for t in tensors_of(n) if t.dtype != torch.bool)
+        return next(t.dtype for n in self._own() for t in tensors_of(n) if t.is_floating_point())
 
     @property
     def device(self) -> torch.device:
@@ -176,16 +177,16 @@ class Program(Part):
 
     def run(self, layer: Layer, given: Sequence[Any], tensors: Sequence[Tensor]) -> dict[Any, Any]:
         """The result of each statement in a step, from the tensors that are given for some arguments."""
-        env: dict[Any, Any] = {a: as_of(self._node(a), t) for a, t in zip(given, tensors, strict=True)}
+        env: dict[Any, Any] = {a: as_of(self.node_of(a), t) for a, t in zip(given, tensors, strict=True)}
         for statement in layer.statements:
             node = layer.samples[statement]
             leaves = [env[a] if isinstance(a, Of | Each | Same) else a for a in self.args[statement]]
             spec = pytree.tree_structure((node.args, node.kwargs))
             args, kwargs = pytree.tree_unflatten(leaves, spec)
-            env[Of(statement, 0)] = run_call(node, args, kwargs)
+            env[Of(statement, 0)] = run_call(node, args, kwargs, self.dtype)
         return env
 
-    def _node(self, a: Of | Each | Same) -> Node:
+    def node_of(self, a: Of | Each | Same) -> Node:
         """Some node that stands for an argument."""
         return self.samples[a.statement] if isinstance(a, Of) else a.rows[0] if isinstance(a, Each) else a.value
 
@@ -195,6 +196,7 @@ class Program(Part):
         Raises:
             UnmergedError: None can.
         """
+        check_whole(self)
         try:
             for layer in self.layers:
                 program = self.step_program(layer, layer.outputs())
@@ -302,12 +304,12 @@ class Program(Part):
 
     def whole(self, statement: Statement, to: Emitter) -> Node:
         made = self._result(self.outputs().index(statement), to)
-        bools = value(statement.node).dtype == torch.bool
-        return to.behind(made, aten.to.dtype, made, torch.bool) if bools else made
+        dtype = value(statement.node).dtype
+        return made if dtype == self.dtype else to.behind(made, aten.to.dtype, made, dtype)
 
     def last(self, statement: Statement, to: Emitter) -> Node | None:
         state = next((i for i, a in enumerate(self.states) if a.statement is statement), None)
-        if state is None or value(statement.node).dtype == torch.bool:
+        if state is None or value(statement.node).dtype != self.dtype:
             return None
         return self._result(len(self.outputs()) + state, to)
 
