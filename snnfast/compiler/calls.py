@@ -253,6 +253,11 @@ def spelled(target: OpOverload, given: dict[str, Any]) -> tuple[tuple[Any, ...],
     return tuple(args), {a.name: named[a.name] for a in known if a.kwarg_only and named[a.name] != a.default_value}
 
 
+def as_leaf(t: Tensor) -> Tensor:
+    """``t.requires_grad_()`` as a call that returns a tensor, of one that requires no gradient."""
+    return t.detach().requires_grad_()
+
+
 # ---- what a call does
 
 # These update their running statistics if this argument asks for it. Their schemas do not say so.

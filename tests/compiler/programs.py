@@ -1053,7 +1053,7 @@ QUICK = {"static-image", "recurrent-student", "gestures", "spike-counts", "strai
 # What becomes of the layers: elsewhere an unroll. Where nothing is given, no call is left to be repeated.
 OUTCOMES = {
     "deep-gestures": "unroll", "spike-counts": "unroll", "prints": "unroll", "muscles": "recurrence",
-    "stateful-synapses": "recurrence", "norse-cells": "",
+    "stateful-synapses": "recurrence", "norse-cells": "recurrence",
     **dict.fromkeys(("all-steps-on-images", "fashion", "spike-element-wise", "spiking-transformer"), ""),
     **dict.fromkeys(("rows-of-an-image", "spiking-deep-q", "own-charge", "hybrid", "edges", "inhibition",
                      "custom-surrogate", "own-function", "own-function-on-images", "squashed", "masked", "bounded",
