@@ -216,7 +216,11 @@ def step_of_constant(whole: Node) -> Node | None:
 
 def is_zero(node: Node) -> bool:
     """Whether a tensor is made of zeros."""
-    return node.op == "call_function" and name_of(node.target) in ("zeros", "zeros_like", "new_zeros")
+    if node.op != "call_function":
+        return False
+    if name_of(node.target) in ("full", "full_like", "new_full"):
+        return repr(arguments(node)["fill_value"]) == "0.0"  # which differs from -0.0
+    return name_of(node.target) in ("zeros", "zeros_like", "new_zeros")
 
 
 def is_pointwise(target: Any) -> bool:

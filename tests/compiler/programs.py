@@ -275,7 +275,7 @@ def no_state_at_first(net: Any, x: Tensor) -> Any:
     return torch.stack(out), mem
 
 
-@a_step("7 steps of 12 calls: one recurrence; 6 x mul (2 times)", start=(0.0, 0.0))
+@a_step("7 steps of 14 calls: one recurrence", start=(0.0, 0.0))
 def no_states_at_first_and_no_spike(net: Any, x: Tensor, t: int, mem: Any, spk: Any) -> Any:
     """The first step computes its current on another line."""
     if t == 0:  # noqa: SIM108 - as users write it
