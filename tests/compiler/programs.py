@@ -367,7 +367,7 @@ def the_record_of_the_step_before(net: Any, x: Tensor) -> Any:
     return rec
 
 
-@by_hand("6 steps of 7 calls: one recurrence")
+@by_hand("7 steps of 7 calls: one recurrence")
 def the_record_of_this_step_with_time_last(net: Any, x: Tensor) -> Any:
     mem, rec = torch.zeros_like(x[0]), x.new_zeros(*x.shape[1:], x.shape[0])
     for t in range(x.shape[0]):
