@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from snnfast._unroll.graph import of_step
 from snnfast.compiler.calls import (
     arguments,
+    as_leaf,
     changed,
     fake_mode_of,
     is_step,
@@ -97,6 +98,13 @@ def to_aten(gm: GraphModule) -> GraphModule:
     return found
 
 
+_LEAVES = ("requires_grad_", as_leaf)
+"""How dynamo and the recorder spell a call that lets a tensor require a gradient."""
+
+_ALLOW = torch._C._functorch.set_inplace_requires_grad_allowed
+"""dynamo calls it before and behind ``requires_grad_``, for functionalization."""
+
+
 def _in_mode(t: Tensor, mode: Any) -> Tensor:
     """A fake tensor of a mode; ``make_fx`` makes those of constants in modes of their own."""
     if mode is None or getattr(t, "fake_mode", mode) is mode:
@@ -112,9 +120,7 @@ def _check(gm: GraphModule) -> None:
         if node.op == "get_attr" and isinstance(getattr(gm, str(node.target), None), Tensor):
             # It is no input, so that an operator would change it while it is traced.
             raise RefusedError("it has tensors of its own, as a step of an optimizer has")
-        if name_of(node.target) in ("requires_grad_", "set_inplace_requires_grad_allowed"):
-            raise RefusedError("it calls requires_grad_() on a tensor, as the first states of Norse's neurons do")
-        if node.op == "call_function" and "functorch" in _module_of(node.target):
+        if node.op == "call_function" and "functorch" in _module_of(node.target) and node.target is not _ALLOW:
             raise RefusedError("it uses a transform of torch.func, such as vmap or grad")
         if name_of(node.target) in ("set_", "shallow_copy_data_"):
             raise RefusedError("it gives a tensor other memory, as x.data = y does")
@@ -186,13 +192,22 @@ class _Running(Interpreter):
         return found
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is as_leaf:
+            return self._leaf(args[0])
         where = _module_of(target).partition(".")[0]
         if isinstance(target, HigherOrderOperator) or is_step(target) or where not in _TRACED:
             return _KEEP
         return super().call_function(target, args, kwargs)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target == "requires_grad_":
+            return self._leaf(args[0])
         return _KEEP if target in _HOOKS else super().call_method(target, args, kwargs)
+
+    def _leaf(self, t: Tensor) -> Tensor:
+        if t.requires_grad:  # dynamo has lost the argument
+            raise RefusedError("it calls requires_grad_(False) on a tensor")
+        return t.requires_grad_()
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         found = super().get_attr(target, args, kwargs)
@@ -250,6 +265,7 @@ class _Running(Interpreter):
             # Behind the results, torch 2.11 has what the function saves, of any shape.
             read: list[Any] = [user.args[1] for user in n.users]
             found = found[: 1 + max(read, default=0)]
+        op, target = ("call_function", as_leaf) if n.target in _LEAVES else (n.op, n.target)
         tracer = self._tracer
 
         def proxy(a: Any) -> Any:
@@ -259,12 +275,14 @@ class _Running(Interpreter):
             return tracer.unwrap_proxy(a)
 
         args, kwargs = pytree.tree_map(proxy, given)
-        made = tracer.create_proxy(n.op, n.target, args, kwargs)
+        made = tracer.create_proxy(op, target, args, kwargs)
         if name_of(n.target) == "autograd_function_apply":
             memory = {storage_of(t) for a in n.all_input_nodes for t in tensors_of(a)}
             returns_new = not any(storage_of(t) in memory for t in tensors_of(n))
             # Only its forward runs with the graph.
             made.node.meta["computes"] = returns_new and only_computes(given[0][0])
+        elif target is as_leaf:
+            made.node.meta["computes"] = True
         elif isinstance(n.target, Applied):
             made.node.meta["computes"] = n.target.computes
         track_tensor_tree(found, made, constant=None, tracer=tracer)
@@ -299,9 +317,9 @@ _KEEP = object()
 
 def _looked_up(n: Node, given: Any, found: Any) -> bool:
     """Whether a call that was not recorded did nothing but look something up, such as a size."""
-    if n.target is torch._C._log_api_usage_once:
+    if n.target in (torch._C._log_api_usage_once, _ALLOW):
         return True
-    if found is _KEEP or found is None:
+    if found is _KEEP or found is None or n.target in _LEAVES:
         return False
     if n.target is operator.getitem:
         return True

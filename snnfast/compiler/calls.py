@@ -216,7 +216,11 @@ def step_of_constant(whole: Node) -> Node | None:
 
 def is_zero(node: Node) -> bool:
     """Whether a tensor is made of zeros."""
-    return node.op == "call_function" and name_of(node.target) in ("zeros", "zeros_like", "new_zeros")
+    if node.op != "call_function":
+        return False
+    if name_of(node.target) in ("full", "full_like", "new_full"):
+        return repr(arguments(node)["fill_value"]) == "0.0"  # which differs from -0.0
+    return name_of(node.target) in ("zeros", "zeros_like", "new_zeros")
 
 
 def is_pointwise(target: Any) -> bool:
@@ -251,6 +255,11 @@ def spelled(target: OpOverload, given: dict[str, Any]) -> tuple[tuple[Any, ...],
         args.pop()
     named = {a.name: given.get(a.name, a.default_value) for a in known if a.kwarg_only}
     return tuple(args), {a.name: named[a.name] for a in known if a.kwarg_only and named[a.name] != a.default_value}
+
+
+def as_leaf(t: Tensor) -> Tensor:
+    """``t.requires_grad_()`` as a call that returns a tensor, of one that requires no gradient."""
+    return t.detach().requires_grad_()
 
 
 # ---- what a call does

@@ -29,10 +29,11 @@ class Attempt:
     Args:
         name: The name of the network or function, as its user knows it.
         given_up: Code of it that could not be traced in a call before.
+        by_another: Whether another backend is given the graphs.
     """
 
-    def __init__(self, name: str, given_up: set[CodeType]) -> None:
-        self.name, self.given_up = name, given_up
+    def __init__(self, name: str, given_up: set[CodeType], by_another: bool = False) -> None:
+        self.name, self.given_up, self.by_another = name, given_up, by_another
         self.failed: dict[CodeType, GraphReport] = {}  # in this call
 
     def __enter__(self) -> None:
@@ -56,6 +57,12 @@ class Attempt:
 
 _attempt: ContextVar[Attempt | None] = ContextVar("snnfast_attempt", default=None)
 _log = logging.getLogger("snnfast")
+
+
+def is_run_by_autograd() -> bool:
+    """Whether autograd itself runs the graphs of the call that is traced, and no other backend."""
+    attempt = _attempt.get()
+    return attempt is not None and not attempt.by_another
 
 
 def keep_running() -> None:

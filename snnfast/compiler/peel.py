@@ -1,11 +1,12 @@
-"""Take in a first step that differs, where it is the same step with numbers as states.
+"""Take in a first step that differs, where it is the same step with numbers, or tensors that broadcast, as states.
 
-dynamo computes with numbers as it traces: after ``mem = 0``, the first ``mem * 0.9 + x`` is a call ``0.0 + x``. It is
-proven by one trace of both: equal instructions of equal operands are one value.
+dynamo computes with numbers as it traces: after ``mem = 0``, the first ``mem * 0.9 + x`` is a call ``0.0 + x``. After
+``mem = torch.zeros(1)``, what the first step computes of the state alone has another shape. It is proven by one trace
+of both: equal instructions of equal operands are one value.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from snnfast.compiler.loop import Each, Of, Statement
 from snnfast.compiler.parts.program import Program, Row, as_of
 
 _STARTS = 64
-"""How many combinations of numbers are tried as first states."""
+"""How many combinations of numbers and tensors are tried as first states."""
 
 
 def take_in_first(program: Program, row: Row, is_free: Callable[[Node], bool]) -> None:
@@ -37,29 +38,18 @@ def take_in_first(program: Program, row: Row, is_free: Callable[[Node], bool]) -
     begin = [n for n in program.begins() if isinstance(n, Node)]
     if (not row and not begin) or any(map(is_whole, program.samples.values())):  # whole numbers may be too large
         return
+    first = None
     for anywhere in (False, True):
         read = _read_by_first(program, row, [*row.values(), *begin], anywhere)
-        if read is not None and all(n in itertools.chain(*read) for n in begin):
-            break
-    else:
+        if read is not None and all(n in (*read[0], *read[1]) for n in begin):
+            series, peeled, others = read
+            first = _first_states(program, row, series, peeled, others)
+            if first is not None or not others:
+                break
+    if first is None:
         return
-    series, peeled = read
+    start, of_body, of_calls = first
     members = set(row.values())
-    leaves = [float(a) for n in peeled for a in pytree.tree_leaves((n.args, n.kwargs)) if is_number(a)]
-    # A sum with -0.0 is the other summand, to the bit. So ``mem = x`` is a step, too.
-    numbers = [0.0, -0.0, *dict.fromkeys(a for a in leaves if a)]
-    states = program.states
-    starts = (s for s in itertools.product(numbers, repeat=len(states)) if _one_each([a.statement for a in states], s))
-    wanted = [*row.items(), *((a.statement, a.first[0]) for a in program.states)]
-    for start in itertools.islice(starts, _STARTS):
-        values = _values_of_first(program, series, peeled, start)
-        if values is None:
-            return
-        of_body, of_calls = values
-        if all(of_body[s] == of_calls[n] for s, n in wanted):
-            break
-    else:
-        return
     for statement, found in of_body.items():
         same = [n for n, v in of_calls.items() if v == found and n in peeled and n not in members and is_free(n)]
         same = [n for n in same if signature_of(n) == signature_of(program.samples[statement])]
@@ -73,15 +63,36 @@ def take_in_first(program: Program, row: Row, is_free: Callable[[Node], bool]) -
         args[:] = [now.get(a, a) if isinstance(a, Each | Of) else a for a in args]
 
 
-def _one_each(statements: Sequence[Statement], start: Sequence[float]) -> bool:
-    """Whether the results of a statement begin with one number, in which 0.0 and -0.0 differ."""
+def _first_states(
+    program: Program, row: Row, series: list[Node], peeled: list[Node], others: list[Node]
+) -> tuple[tuple[Any, ...], dict[Statement, Any], dict[Node, Any]] | None:
+    """The numbers and tensors with which the first step is a step of the program, and the values of both."""
+    leaves = [float(a) for n in peeled for a in pytree.tree_leaves((n.args, n.kwargs)) if is_number(a)]
+    # A sum with -0.0 is the other summand, to the bit. So ``mem = x`` is a step, too.
+    choices = [*others, 0.0, -0.0, *dict.fromkeys(a for a in leaves if a)]
+    states = program.states
+    starts = (s for s in itertools.product(choices, repeat=len(states)) if _one_each([a.statement for a in states], s))
+    wanted = [*row.items(), *((a.statement, a.first[0]) for a in states)]
+    for start in itertools.islice(starts, _STARTS):
+        values = _values_of_first(program, series, peeled, others, start)
+        if values is None:
+            return None
+        of_body, of_calls = values
+        if all(of_body[s] == of_calls[n] for s, n in wanted):
+            return start, of_body, of_calls
+    return None
+
+
+def _one_each(statements: Sequence[Statement], start: Sequence[Any]) -> bool:
+    """Whether the results of a statement begin with one number or tensor. 0.0 and -0.0 differ."""
     return len(set(statements)) == len({(s, repr(number)) for s, number in zip(statements, start, strict=True)})
 
 
 def _read_by_first(
     program: Program, row: Row, calls: list[Node], anywhere: bool
-) -> tuple[list[Node], list[Node]] | None:
-    """The nodes that the first step reads as series, and its calls, each behind what it reads; ``None``: not known.
+) -> tuple[list[Node], list[Node], list[Node]] | None:
+    """The nodes that the first step reads as series, its calls, each behind what it reads, and tensors that may be its
+    first states; ``None``: not known.
 
     The branch of a first step, as in ``if mem is None: mem = x``, may be ``anywhere`` in the user's code.
     """
@@ -93,11 +104,12 @@ def _read_by_first(
     constants = {a.value for a in program.constants}
     series: list[Node | None] = [None] * len(every)
     peeled: dict[Node, None] = {}
+    others: dict[Node, None] = {}
 
     def visit(node: Node) -> bool:
         if len(peeled) > 2 * len(program.statements):
             return False
-        if node in peeled or node in constants or isinstance(module_of(node), GraphModule):
+        if node in peeled or node in others or node in constants or isinstance(module_of(node), GraphModule):
             return True
         for i, a in enumerate(every):
             if node not in members and series[i] in (None, node) and _is_before(node, a.rows[0], anywhere):
@@ -105,33 +117,58 @@ def _read_by_first(
                 return True
         known = node in members or (node.op == "call_function" and _site(node) in sites)
         known = known or (anywhere and is_pointwise(node.target) and node.meta["context"] in contexts)
-        if not known or not all(map(visit, node.all_input_nodes)):
+        if not known:
+            others[node] = None
+            return _may_begin(program, node)
+        if not all(map(visit, node.all_input_nodes)):
             return False
         peeled[node] = None
         return True
 
-    if not all(map(visit, calls)) or None in series:
+    if not all(map(visit, calls)) or None in series or _wait_for(others, {*members, *peeled}):
         return None
-    return series, list(peeled)  # type: ignore[return-value]
+    return series, list(peeled), list(others)  # type: ignore[return-value]
+
+
+def _may_begin(program: Program, node: Node) -> bool:
+    """Whether a tensor may be a first state of a program, that of one neuron or of all."""
+    t = value(node)
+    if not isinstance(t, Tensor) or t.dtype != program.dtype or t.device != program.device:
+        return False
+    sizes = list(zip(reversed(t.shape), reversed(program.shape), strict=False))
+    return t.dim() <= len(program.shape) and all(isinstance(a, int) and a in (1, b) for a, b in sizes)
+
+
+def _wait_for(nodes: Iterable[Node], calls: set[Node]) -> bool:
+    """Whether one of some nodes is computed of the results of calls."""
+    rest, seen = list(nodes), set(nodes)
+    while rest:
+        found = rest.pop()
+        if found in calls:
+            return True
+        rest += [a for a in found.all_input_nodes if a not in seen]
+        seen.update(found.all_input_nodes)
+    return False
 
 
 def _values_of_first(
-    program: Program, series: list[Node], peeled: list[Node], start: Sequence[float]
+    program: Program, series: list[Node], peeled: list[Node], others: list[Node], start: Sequence[Any]
 ) -> tuple[dict[Statement, Any], dict[Node, Any]] | None:
-    """The values of the statements in a step that starts from these numbers, and the values of the first calls.
+    """The values of the statements in a step that starts from these states, and the values of the first calls.
 
     Both are values of one trace. A result that is no tensor has none.
     """
     kept = program.outputs()
     tensors = [n for n in (*peeled, *series) if isinstance(value(n), Tensor)]
     constants = program.constants
-    nodes: list[Any] = [*series, *(a.value for a in constants)]
+    nodes: list[Any] = [*series, *(a.value for a in constants), *others]
 
     def step(*given: Tensor) -> tuple[Tensor, ...]:
-        states = [torch.full_like(given[0], number) for number in start]
-        arguments = [*program.series, *program.states, *constants]
-        results = program.run(program.layers[0], arguments, [*given[: len(series)], *states, *given[len(series) :]])
         env: dict[Any, Any] = {node: as_of(node, t) for node, t in zip(nodes, given, strict=True)}
+        states = [env[a] if isinstance(a, Node) else torch.full_like(given[0], a) for a in start]
+        arguments = [*program.series, *program.states, *constants]
+        of_series, of_constants = given[: len(series)], given[len(series) : len(series) + len(constants)]
+        results = program.run(program.layers[0], arguments, [*of_series, *states, *of_constants])
         for node in peeled:
             args, kwargs = pytree.tree_map_only(Node, lambda a: env.get(a, module_of(a)), (node.args, node.kwargs))
             env[node] = run_call(node, args, kwargs, program.dtype)

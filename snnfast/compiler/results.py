@@ -8,7 +8,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from snnfast.compiler.calls import aten, fake_call, overlaps, signature_of, storage_of, tensors_of, value
+from snnfast.compiler.calls import as_leaf, aten, fake_call, overlaps, signature_of, storage_of, tensors_of, value
 from snnfast.compiler.emit import Emitter
 from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.memory import memory_of
@@ -45,6 +45,8 @@ def separate(emitter: Emitter, output: Node) -> Any:
         storage = storage_of(value(made))
         if now.setdefault(memory, storage) != storage:
             made = copies[old] = _view_of(emitter, old, now[memory], copies)
+        if old.target is as_leaf and made.target is not as_leaf:
+            raise RefusedError("it returns a tensor of each step of which it has called requires_grad_()")
         return made
 
     leaves, spec = pytree.tree_flatten(output.args[0])

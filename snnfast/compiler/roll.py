@@ -119,6 +119,22 @@ class _Search:
             if layer.reason in (CHANGED, FED_BACK) and not is_connected(layer.node):
                 for step in layer.calls:
                     loose[literal((step.args[0], parameters_of(step), step.args[3:]))].append(step)
+        self._begin_at(layer for layer in self.rolled.layers if layer.reason is None)
+        for node in self.facts.nodes:  # and from what is read part by part: a record, such as in a loss over time
+            parts = sorted((u for u in node.users if index_of(u) is not None), key=self.facts.order.__getitem__)
+            if len(parts) > len(set(map(site_of, parts))):  # else each has a place of its own, and no loop reads them
+                self._wanted.append(_in_rows(parts))
+        self._find_across_places()
+        self._begin_at(layer for layer in self.rolled.layers if layer.reason is not None)
+        self.rolled.loose.update(step for steps in loose.values() for step in steps)
+        self._wanted.extendleft(loose.values())
+        self._wanted.extendleft(self._of_places())
+        while self._wanted:
+            self._find(self._wanted.popleft())
+
+    def _begin_at(self, layers: Iterable[Statement]) -> None:
+        """Search for what the steps of layers read, and for what reads their results."""
+        for layer in layers:
             if len(layer.calls) > 1:
                 self._wanted.append([step.args[1] for step in layer.calls])
             for i in range(len(tensors_of(layer.node)) if len(layer.calls) > 1 else 0):
@@ -127,15 +143,21 @@ class _Search:
                     self.rolled.enter(layer)
                     self.rolled.enter(Statement(results))
                 self._follow(results)
-        self.rolled.loose.update(step for steps in loose.values() for step in steps)
-        for node in self.facts.nodes:  # and from what is read part by part: a record, such as in a loss over time
-            parts = sorted((u for u in node.users if index_of(u) is not None), key=self.facts.order.__getitem__)
-            if len(parts) > len(set(map(site_of, parts))):  # else each has a place of its own, and no loop reads them
-                self._wanted.append(_in_rows(parts))
-        self._wanted.extendleft(loose.values())
-        self._wanted.extendleft(self._of_places())
+
+    def _find_across_places(self) -> None:
+        """Make statements of calls, one of each step of an unroll, where a step has lines of its own.
+
+        As in ``out = net(x[0])``, and ``out += net(x[t])`` in a loop behind it: its calls alone would lack the first.
+        """
+        rest = []
         while self._wanted:
-            self._find(self._wanted.popleft())
+            nodes = self._wanted.popleft()
+            alike = len(set(nodes)) == len(nodes) >= LEAST and all(map(self._is_free, nodes))
+            if alike and len(set(map(self._key, nodes))) == 1 and len(set(map(site_of, nodes))) > 1:
+                self._make(nodes)
+            else:
+                rest.append(nodes)
+        self._wanted.extend(rest)
 
     def _result(self, step: Node, number: int) -> Node:
         return next(u for u in step.users if u.target is operator.getitem and u.args[1] == number)

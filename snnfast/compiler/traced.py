@@ -96,7 +96,7 @@ class Traced:
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         failures = number_of_failures()
-        with tracing, Attempt(self._name, self._given_up):
+        with tracing, Attempt(self._name, self._given_up, self._another):
             result = self._compiled(*args, **kwargs)
         self._in_vain = self._in_vain + 1 if number_of_failures() > failures else 0
         if self._in_vain >= _PATIENCE and not self._another:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from snnfast.compiler.failures import keep_running
+from snnfast.compiler.failures import is_run_by_autograd, keep_running
 
 
 class _Tracing:
@@ -62,7 +62,7 @@ def _extend() -> frozenset[Any]:
     These are PyTorch's private classes. Where a version has them in another form, what needs them splits the graph, as
     it does without an extension.
     """
-    for extend in (keep_running, _keep_asserts):
+    for extend in (keep_running, _keep_asserts, _keep_leaves):
         with contextlib.suppress(AttributeError):
             extend()
     with contextlib.suppress(AttributeError):
@@ -155,6 +155,21 @@ def _keep_asserts() -> None:
         jump = kind.dispatch_table[if_true]
         for at in (if_false, if_true):
             kind.dispatch_table[at] = entered(kind.dispatch_table[at], jump)
+
+
+def _keep_leaves() -> None:
+    """Let results depend on a tensor that the program lets require a gradient, as the first states of Norse's cells.
+
+    PyTorch splits the graph there, because AOTAutograd would lose it. What runs a graph here is autograd itself.
+    """
+    graph: Any = torch._dynamo.output_graph.OutputGraph
+    original = graph._check_requires_grad_intermediate_outputs
+
+    def check(self: Any, results: Any, tx: Any) -> None:
+        if not is_run_by_autograd():
+            original(self, results, tx)
+
+    graph._check_requires_grad_intermediate_outputs = check
 
 
 def _as_tensor(value: Any, tx: Any) -> Any:

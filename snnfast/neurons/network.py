@@ -84,6 +84,12 @@ def _is_known(what: Any) -> bool:
     return name.partition(".")[0] in ("torch", "snnfast", "builtins")
 
 
+def _calls_layers(what: Any) -> bool:
+    """Whether a function or module is known, or SpikingJelly's: a loop of these calls what is no layer at once."""
+    name = what.__name__ if isinstance(what, ModuleType) else what.__module__ or ""
+    return _is_known(what) or name.partition(".")[0] == "spikingjelly"
+
+
 def _may_loop(classes: set[type]) -> bool:
     """Whether the ``forward`` of some classes, or what it calls, has a loop, or calls what is not known here."""
     names = ["forward"]
@@ -93,7 +99,7 @@ def _may_loop(classes: set[type]) -> bool:
             read = [method.__globals__.get(n) for n in code.co_names]
             if any(isinstance(c, CodeType) for c in code.co_consts):  # such as a comprehension
                 return True
-            if any(isinstance(found, FunctionType | ModuleType) and not _is_known(found) for found in read):
+            if any(isinstance(found, FunctionType | ModuleType) and not _calls_layers(found) for found in read):
                 return True
             if any(i.opname.startswith("JUMP_BACKWARD") for i in dis.get_instructions(code)):
                 return True

@@ -159,11 +159,25 @@ detach_5 = detach(getitem)
 return [detach, clone, clone_1, clone_2, clone_3, detach_5]""")
 
 
+@pytest.mark.parametrize(("number", "read"), [(0.0, False), (-0.0, True)])
+def test_states_that_are_filled_with_a_number_are_read_unless_it_is_zero(number: float, read: bool) -> None:
+    def loop(x: Tensor) -> list[Tensor]:
+        mem, out = torch.full((), number).expand(3, 4), []
+        for t in range(5):
+            mem = mem * 0.9 + x[t]
+            out.append(mem * (mem < 1))
+        return out
+
+    text = after_merging("emit", loop, tensor(5, 3, 4))
+    assert ("full" in text) == read
+
+
 @pytest.mark.parametrize("by", [ByRecording, by_tracing])
 @pytest.mark.parametrize("make", [
     lambda x: torch.zeros(3, 4).add_(0.5), lambda x: torch.zeros(3, 4, requires_grad=True), lambda x: torch.zeros(4),
     lambda x: torch.zeros(3, 4, dtype=torch.float64), lambda x: torch.zeros(1).expand(3, 4), torch.zeros_like,
-], ids=["changed", "learned", "broadcast", "wide", "expanded", "like"])  # fmt: skip
+    lambda x: torch.full((), 0.0).expand(3, 4), lambda x: torch.full_like(x, -0.0), lambda x: torch.full((3, 4), 0.5),
+], ids=["changed", "learned", "broadcast", "wide", "expanded", "like", "full", "negative", "not-zeros"])  # fmt: skip
 def test_states_that_begin_with_zeros_have_the_numbers_of_the_loop(by: Any, make: Callable[[Tensor], Tensor]) -> None:
     lif = snnfast.Leaky(beta=0.9)
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from helpers import assert_all_bits_equal, assert_bits_equal
 from internals import emit, merge
-from loop_nets import Feedback, Net, assert_same, by_tracing, currents, explain_tracing, graphs, refused
+from loop_nets import Feedback, Net, assert_same, by_tracing, currents, graphs, refused
 from torch import Tensor, nn
+from torch._dynamo import output_graph
 from torch.nn.utils import prune
 
 import snnfast
@@ -161,14 +162,121 @@ def test_explain_names_the_cause(name: str) -> None:
     assert re.search(reason, str(snnfast.explain(loop, currents())))
 
 
-def test_a_tensor_that_the_loop_lets_require_a_gradient_is_named() -> None:
-    def loop(x: Tensor) -> Tensor:
-        v = torch.zeros(3, 12).requires_grad_()
+LETS_REQUIRE: dict[str, Any] = {
+    "attribute": lambda v: (setattr(v, "requires_grad", True), v)[1],
+    "method": lambda v: v.requires_grad_(),
+}
+
+
+def beginning_with_a_leaf(spelled: str, v_leak: Tensor) -> Any:
+    """A neuron whose first state is let require a gradient, as those of Norse's cells; it returns that, too."""
+
+    def loop(x: Tensor, shows: bool) -> tuple[Tensor, ...]:
+        first = v = LETS_REQUIRE[spelled](v_leak.detach().clone())
+        record = []
         for current in x:
             v = 0.9 * v + current
-        return v
+            v = v - (v > 1).float()
+            record.append(v)
+        found = torch.stack(record), *([first] * shows)
+        assert all(t.requires_grad for t in found)
+        return found
 
-    assert "requires_grad_()" in str(explain_tracing(loop, currents()))
+    return loop
+
+
+def splits_at_requires_grad(by: str) -> bool:
+    """Whether torch.compile splits the graph there."""
+    return by == "tracing" and not hasattr(output_graph.OutputGraph, "_check_requires_grad_intermediate_outputs")
+
+
+@pytest.mark.parametrize("by", ["tracing", "recording"])
+@pytest.mark.parametrize("spelled", LETS_REQUIRE)
+def test_a_first_state_that_requires_a_gradient_is_merged(spelled: str, by: str) -> None:
+    loop = beginning_with_a_leaf(spelled, torch.tensor(0.25))
+    compiled, x = snnfast.compile(loop, by=by), currents()
+    for shows in (False, True):
+        if not splits_at_requires_grad(by):
+            (graph,) = snnfast.explain(loop, x, shows, by=by).graphs
+            assert any("one recurrence" in line for line in graph.merged)
+        for needs in (False, True):
+            found = []
+            for f in (compiled, compiled, loop):  # a second form is recorded at its second call
+                given = x.clone().requires_grad_(needs)
+                record, *first = f(given, shows)
+                record.square().sum().backward()
+                found.append([record.detach(), *([given.grad] if needs else []), *[t.grad for t in first]])
+                assert all(t.is_leaf and t.requires_grad for t in first)
+            for ours in found[:2]:
+                torch.testing.assert_close(ours, found[-1])
+
+
+@pytest.mark.parametrize("by", ["tracing", "recording"])
+def test_two_leaves_of_one_tensor_have_gradients_of_their_own(by: str) -> None:
+    def loop(x: Tensor) -> tuple[Tensor, ...]:
+        leaves = [x[0].detach().requires_grad_() for _ in range(2)]
+        v, record = leaves[0] + 2 * leaves[1], []
+        for current in x:
+            v = 0.9 * v + current
+            v = v - (v > 1).float()
+            record.append(v)
+        return torch.stack(record), *leaves
+
+    compiled, x = snnfast.compile(loop, by=by), currents()
+    for _ in range(2):
+        (ours, *found), (theirs, *wanted) = compiled(x), loop(x)
+        torch.testing.assert_close(ours, theirs)
+        ours.sum().backward()
+        theirs.sum().backward()
+        torch.testing.assert_close([t.grad for t in found], [t.grad for t in wanted])
+
+
+def test_leaves_of_each_step_that_are_returned_stay_leaves() -> None:
+    def loop(x: Tensor) -> tuple[Tensor, ...]:
+        v, record, leaves = torch.zeros_like(x[0]), [], []
+        for current in x:
+            leaves.append(current.detach().mul(2).requires_grad_())
+            v = 0.9 * v + leaves[-1]
+            v = v - (v > 1).float()
+            record.append(v)
+        return torch.stack(record), *leaves
+
+    for by in ("tracing", "recording"):
+        compiled, x = snnfast.compile(loop, by=by), currents()
+        for _ in range(2):
+            with warnings.catch_warnings(action="ignore"):
+                (ours, *found), (theirs, *wanted) = compiled(x), loop(x)
+            assert all(t.is_leaf and t.requires_grad for t in found)
+            ours.sum().backward()
+            theirs.sum().backward()
+            torch.testing.assert_close([t.grad for t in found], [t.grad for t in wanted])
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_another_backend_keeps_what_requires_a_gradient(detached: bool) -> None:
+    loop = beginning_with_a_leaf("method", torch.tensor(0.25))
+
+    def asked(x: Tensor) -> Tensor:
+        (record,) = loop(x, False)
+        return record.detach() if detached else record
+
+    compiled, x = snnfast.compile(asked, options={"inner": "aot_eager"}), currents()
+    for _ in range(2):
+        with warnings.catch_warnings(action="ignore"):
+            assert_same(compiled, asked, x)
+
+
+def test_a_tensor_that_is_let_require_no_gradient_any_more() -> None:
+    def loop(x: Tensor) -> Tensor:
+        v, record = torch.zeros_like(x[0]).requires_grad_().requires_grad_(False), []
+        for current in x:
+            v = 0.9 * v + current
+            v = v - (v > 1).float()
+            record.append(v)
+        return torch.stack(record)
+
+    with warnings.catch_warnings(action="ignore"):
+        assert_same(snnfast.compile(loop, by="recording"), loop, currents())
 
 
 # ---- what it says where nothing, or not everything, is merged

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from compiler.forms import after_merging, tensor
 from torch import Tensor
 
@@ -56,3 +57,62 @@ def test_explain_tells_the_steps_of_the_program(first: Callable[[Tensor], Tensor
     (report,) = snnfast.explain(beginning(first), tensor(5, 2)).graphs
     (line,) = report.merged
     assert line.startswith(said)
+
+
+def of_tensor(first: Tensor) -> Any:
+    """A neuron as Norse's, whose first membrane may broadcast, so that its first distance from rest has its shape."""
+
+    def loop(x: Tensor) -> Tensor:
+        mem, out = first, []
+        for t in range(5):
+            mem = mem + 0.2 * ((0.1 - mem) + x[t])
+            spk = (mem > 1).float()
+            mem = mem - spk
+            out.append(spk + mem)
+        return torch.stack(out)
+
+    return loop
+
+
+def test_a_first_membrane_of_one_number_for_all_neurons() -> None:
+    after_merging("distribute", of_tensor(torch.zeros(1)), tensor(5, 2)).expect("""\
+loop of 5 steps
+  a = rsub(h[-1], 0.1)  Program; from step 1; first h[-1]: x_1
+  b = x_2[t]  Index
+  c = add(a, b)  Program
+  d = mul(c, 0.2)  Program
+  e = add(h[-1], d)  Program; first h[-1]: x_1
+  f = gt(e, 1)  Program
+  g = to(f, torch.float32)  Program
+  h = sub(e, g)  Program
+  i = add(g, h)  Program""")
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (3, 1), (3, 4)])
+@pytest.mark.parametrize("by", ["tracing", "recording"])
+def test_a_first_membrane_that_broadcasts_has_the_numbers_and_the_gradient_of_the_loop(
+    shape: tuple[int, ...], by: str
+) -> None:
+    first = torch.rand(shape).requires_grad_()
+    loop, x = of_tensor(first), 2 * torch.rand(5, 3, 4)
+    compiled = snnfast.compile(loop, by=by)
+    for _ in range(2):
+        found = [(out, *torch.autograd.grad(out.square().sum(), first)) for out in (compiled(x), loop(x))]
+        torch.testing.assert_close(*found)
+
+
+def test_a_first_state_that_is_computed_of_the_first_step_is_none() -> None:
+    def loop(x: Tensor) -> Tensor:
+        out: list[Tensor] = []
+        b = x[0]
+        for t in range(5):
+            a = x[t].sin()
+            b = (b if t else a.flip(0)) * 0.9 + a
+            b = b - (b > 1).float()
+            out.append(b + a)
+        return torch.stack(out)
+
+    x = 2 * torch.rand(5, 3, 4)
+    torch.testing.assert_close(snnfast.compile(loop, by="tracing")(x), loop(x))
+    (report,) = snnfast.explain(loop, x, by="tracing").graphs
+    assert any("one recurrence" in line for line in report.merged)

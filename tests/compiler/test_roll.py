@@ -61,6 +61,49 @@ loop of 3 steps
   b, c = step[leaky](a, c[-1])  first c[-1]: zeros""")
 
 
+def test_a_first_step_in_front_of_the_loop() -> None:
+    fc, lif, norm = nn.Linear(2, 2), snnfast.Leaky(beta=0.9, init_hidden=True), nn.BatchNorm1d(2)
+
+    def step(x: Tensor) -> Any:
+        return lif(norm(fc(2 * x)))
+
+    def loop(x: Tensor) -> Any:
+        lif.reset_mem()
+        total = step(x[0])
+        for t in range(1, 5):
+            total = total + step(x[t])
+        return total
+
+    after_merging("roll", loop, tensor(5, 3, 2)).expect("""\
+loop of 5 steps
+  a = x_1[t]
+  b = mul(a, 2)
+  c = linear(b, W_1, b_1)
+  d = batch_norm(c, b_2, b_3, x_2, x_3, True, 0.1, 1e-05, True)
+  e, f = step[leaky](d, f[-1])  first f[-1]: expand_1
+  g = add(g[-1], e)  from step 1; first g[-1]: e of step 0""")
+
+
+def test_calls_on_two_lines_of_a_step_stay_apart_where_a_layer_reads_itself() -> None:
+    fc, lif = nn.Linear(2, 2), snnfast.Leaky(beta=0.9, init_hidden=True)
+
+    def loop(x: Tensor) -> Any:
+        lif.reset_mem()
+        out = []
+        for t in range(5):
+            spk = lif(fc(x[t]))
+            out.append(lif(fc(spk)))
+        return out
+
+    after_merging("roll", loop, tensor(5, 3, 2)).expect("""\
+loop of 5 steps
+  a = x_1[t]
+  b = linear(a, W_1, b_1)
+  c, d = step[leaky](b, g[-1])  first g[-1]: expand_1
+  e = linear(c, W_1, b_1)
+  f, g = step[leaky](e, d)""")
+
+
 def test_layers_of_the_same_lines_stay_apart() -> None:
     layers = [(nn.Linear(2, 2), snnfast.Leaky(beta=0.9)) for _ in range(2)]
 

@@ -15,6 +15,7 @@ from fresh import fresh
 from helpers import THOROUGH, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close, gradients_of
 from snntorch_checks import copies_of
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnfast
 from snnfast.spikingjelly import cext, convert, functional, layer, neuron, surrogate
@@ -564,6 +565,95 @@ def test_compile_converts_the_nodes_of_an_installed_spikingjelly(theirs: Any) ->
     functional.reset_net(net)
     (graph,) = snnfast.explain(net, x).graphs
     assert "7 steps of ifnode: one unroll, with the linear behind it" in graph.merged
+
+
+class AllSteps(nn.Module):
+    """A network in step mode "m": layers in a sequence, and behind it."""
+
+    def __init__(self, layers: Any, nodes: Any, functions: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            layers.Conv2d(2, 16, 3, padding=1, bias=False), layers.BatchNorm2d(16), nodes.IFNode(v_threshold=0.3),
+            layers.MaxPool2d(2),
+            nn.Sequential(layers.SeqToANNContainer(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))),
+            nodes.IFNode(v_threshold=0.3), layers.SeqToANNContainer(nn.MaxPool2d(2)),
+        )  # fmt: skip
+        self.conv, self.norm, self.pool = layers.Conv2d(16, 32, 3), layers.BatchNorm2d(32), layers.MaxPool2d(2)
+        self.functions = functions
+        functions.set_step_mode(self, "m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.functions.reset_net(self)
+        return self.pool(self.norm(self.conv(self.net(x))))  # type: ignore[no-any-return]
+
+
+class Called(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The calls of operators, with their first arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[str, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append((func.__name__.partition(".")[0], args[0] if args else None))
+        return func(*args, **(kwargs or {}))
+
+    def named(self, name: str) -> list[Any]:
+        return [first for called, first in self.calls if called == name]
+
+
+@pytest.mark.needs_extension
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.filterwarnings("ignore:.*nothing to compile")
+@pytest.mark.parametrize("whose", ["theirs", "ours"])
+def test_a_compiled_network_in_step_mode_m_runs_on_the_kernels(theirs: Any, whose: str) -> None:
+    from spikingjelly.activation_based import layer as their_layer
+
+    of_them = their_layer, theirs.neuron, theirs.functional
+    net = AllSteps(*(of_them if whose == "theirs" else (layer, neuron, functional)))
+    kinds, x = list(map(type, net.modules())), (torch.rand(4, 16, 2, 48, 48) < 0.2).float()
+    compiled = snnfast.compile(net)
+    with Called() as called:
+        result = compiled(x)
+    assert not called.named("native_batch_norm")
+    assert not called.named("max_pool2d_with_indices")
+    assert len(called.named("ifnode_norm_forward")) == 2
+    images = called.named("convolution")
+    assert [t.is_contiguous(memory_format=torch.channels_last) for t in images] == [True, True, False]
+    assert result.is_contiguous()
+    nodes = {theirs.neuron.IFNode: neuron.IFNode}
+    assert [type(module) for module in net.modules()] == [nodes.get(kind, kind) for kind in kinds]
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.filterwarnings("ignore:.*nothing to compile")
+def test_a_compiled_network_of_spikingjellys_layers_in_step_mode_m_is_that_network(theirs: Any) -> None:
+    from spikingjelly.activation_based import layer as their_layer
+
+    plain, net = (AllSteps(their_layer, theirs.neuron, theirs.functional).double() for _ in range(2))
+    compiled, x = snnfast.compile(net), (torch.rand(4, 16, 2, 24, 24) < 0.2).double()
+    for training in (True, True, False):
+        found = []
+        for each in (compiled, plain):
+            each.train(training)
+            result = each(x)
+            grads = torch.autograd.grad(result.square().sum(), list(each.parameters()))
+            found.append([result.detach(), *grads, *each.buffers()])
+        torch.testing.assert_close(*found)
+    for each in (compiled, plain):
+        with pytest.raises(ValueError, match="expected x with shape"):
+            each(x[0])
+    theirs.functional.reset_net(plain)
+    functional.reset_net(net)
+    steps = [torch.stack([part(step) for step in x[:, :, :, :8, :8]]) for part in map(in_mode_s, (net, plain))]
+    torch.testing.assert_close(*steps)
+
+
+def in_mode_s(net: AllSteps) -> nn.Module:
+    """The first layers of a network, step by step."""
+    functional.set_step_mode(net, "s")
+    return net.net[:4]
 
 
 class Steps(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from snnfast.compiler.calls import has_effect, is_random, is_step, literal, module_of, value
+from snnfast.compiler.calls import as_leaf, has_effect, is_random, is_step, literal, module_of, value
 from snnfast.compiler.functions import body_key
 from snnfast.compiler.memory import Memory
 
@@ -35,8 +35,8 @@ def run(graph: Graph) -> None:
             key = "number", body.dtype, body.shape, body.device, repr(body.item())
         elif isinstance(found, int | torch.SymInt | torch.Size):
             key = "size", str(found)
-        elif has_effect(node) or is_random(node) or is_step(node.target):
-            continue
+        elif has_effect(node) or is_random(node) or is_step(node.target) or node.target is as_leaf:
+            continue  # each leaf has a gradient of its own
         elif any(map(memory.is_written, (node, *node.all_input_nodes))):
             continue  # the two may see different numbers
         elif node.op != "get_attr" and any(s in shown for s in memory.storage[node]) and not _is_view(node, memory):

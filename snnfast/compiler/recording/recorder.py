@@ -15,6 +15,7 @@ from torch.utils._device import _device_constructors
 
 from snnfast._core.pytorch import hooks_of_saved_tensors, saved_tensors_are_hooked, transforms_are_active, unhooked
 from snnfast._unroll import node, state_gradients
+from snnfast.compiler.calls import as_leaf
 from snnfast.compiler.recording.functions import Applied, Computed
 from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError, known_of
 from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, is_marked, later, like_of
@@ -41,6 +42,9 @@ _DIRECT = _accessors(
 """These read what is known of a tensor, switch a mode, or name a part of the program for the profiler."""
 
 _REQUIRES_GRAD, _IS_LEAF = Tensor.requires_grad.__get__, Tensor.is_leaf.__get__  # type: ignore[attr-defined]
+
+_SET_REQUIRES_GRAD = Tensor.requires_grad.__set__  # type: ignore[attr-defined]
+_LETS_REQUIRE = {_SET_REQUIRES_GRAD, Tensor.requires_grad_}
 
 _READS = _accessors("__get__", "T", "mT", "H", "mH", "real", "imag")
 """Properties that are calls like any other."""
@@ -320,10 +324,13 @@ class Recorder(TorchFunctionMode):
             self._spell((a,), key, leaves, False)
         if func is Tensor.detach_:
             if type(args[0]) is Later:
-                return self._detached(args[0], key, leaves, grad)
+                return self._becomes(Tensor.detach, args[0], grad)
             if not args[0].requires_grad:
                 return args[0]
             raise NeedsValueError("detach_ of a tensor of the caller")
+        if func in _LETS_REQUIRE and self._is_let_require(*args, **kwargs):
+            found = self._becomes(as_leaf, args[0], grad)
+            return None if func == _SET_REQUIRES_GRAD else found
         spelled = tuple(key)
         kind = self._known.get(spelled)
         if kind is None:
@@ -342,14 +349,25 @@ class Recorder(TorchFunctionMode):
             raise NeedsValueError("requires_grad of a tensor that may share memory with one that was written to")
         return bool(known.requires_grad if func == _REQUIRES_GRAD else known.is_leaf)
 
-    def _detached(self, t: Later, key: list[Any], leaves: list[Any], grad: bool) -> Later:
-        """Record ``t.detach_()``: the tensor is another result from now on."""
+    def _is_let_require(self, t: Any, requires_grad: Any = True) -> bool:
+        """Whether a result is let require a gradient that did not."""
+        return (
+            type(t) is Later and requires_grad is True and not t.like.requires_grad and t.like.dtype.is_floating_point
+        )
+
+    def _becomes(self, func: Any, t: Later, grad: bool) -> Later:
+        """Record ``t.detach_()`` or ``t.requires_grad_()``: the tensor is what ``func`` returns from now on."""
         if t.address in self._peeked:
-            raise NeedsValueError("detach_ of a tensor with a view that was made without gradients, which it cuts, too")
-        key[0] = Tensor.detach
+            raise NeedsValueError(
+                f"{func.__name__} of a tensor with a view that was made without gradients, which it changes, too"
+            )
+        now = modes()
+        key = [func, grad, *([] if now == self.ambient else [now])]
+        leaves: list[Any] = []
+        self._spell((t,), key, leaves, False)
         kind = self._known.get(tuple(key))
         if kind is None:
-            kind = self._known[tuple(key)] = self._kind(Tensor.detach, (t,), {}, grad, None, (None, ""))
+            kind = self._known[tuple(key)] = self._kind(func, (t,), {}, grad, None, (None, ""))
         before = self.made[t.address >> AT]
         made = self._made(kind, tuple(leaves), (t,), {})
         if type(before) is tuple:
