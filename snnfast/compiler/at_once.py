@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from snnfast._core.modules import is_only_called
+from snnfast._core.norm import Pool
 from snnfast._core.ops import has_norm
 from snnfast._images.batch_norm import is_pytorchs
 from snnfast._images.channels_last import to_call
-from snnfast._unroll.call import Pool
 from snnfast.networks.over_time import norm_of, pool_behind, pool_of
 from snnfast.spikingjelly import layer as layers
 from snnfast.spikingjelly.functional import seq_to_ann_forward
