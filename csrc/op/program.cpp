@@ -18,12 +18,13 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "../cpu/parallel.h"
+#include "../cpu/norm/through.h"
 #include "tensors.h"
 
 namespace snnfast {
 namespace {
 
+using cpu::NormedGradients;
 using cpu::program::Backward;
 using cpu::program::Forward;
 using cpu::program::Instruction;
@@ -37,6 +38,8 @@ using cpu::program::Workspace;
 constexpr int32_t kMost = 1 << 15;                 // of anything that code counts
 constexpr int64_t kMostValues = int64_t{1} << 43;  // so that no size in bytes overflows
 constexpr int64_t kGrain = 1 << 18;                // instructions, of a neuron each, that are worth a thread
+constexpr int64_t kMostParts = 64;                 // of a backward pass; each has sums of its own
+constexpr int64_t kPartSamples = 64;               // the least of a channel that a part has
 
 const Kernels& kernels() { SNN_RETURN_OF_CURRENT_ISA(program_kernels()) }
 
@@ -186,9 +189,31 @@ class Operands {
     parameters_ = read_values(parameters, "parameters", /*repeat=*/true);
     p.in = series_.data();
     p.parameter = parameters_.data();
+    p.normed = -1;
+  }
+
+  // Describes the normalisation of a series, which the kernels then read in place of its input.
+  void normalise(Program& p, const MaybeTensor& numbers, int64_t series, int64_t inner) {
+    if (!numbers.has_value()) return;
+    STD_TORCH_CHECK(series >= 0 && series < p.series && like_.scalar_type() == ScalarType::Float,
+                    "normed: expected a series in float32");
+    STD_TORCH_CHECK(numbers->is_cpu() && numbers->is_contiguous() && numbers->scalar_type() == ScalarType::Float &&
+                        numbers->dim() == 3 && numbers->size(2) == kNormNumbers,
+                    "numbers: expected contiguous float32 [T, C, 4] on the CPU");
+    const int64_t rows = numbers->size(0), C = numbers->size(1);
+    const Series& in = p.in[series];
+    STD_TORCH_CHECK(T_ > 0 && N_ > 0, "normed: expected values");
+    STD_TORCH_CHECK((rows == 1 || rows == T_) && in.numbers == nullptr && in.stride != 0,
+                    "numbers: expected those of each step, or of all");
+    STD_TORCH_CHECK(C > 0 && inner > 0 && C <= kMostValues / inner && p.side() % (C * inner) == 0,
+                    "inner: expected whole channels");
+    input.emplace(cpu::Channels{C, inner}, rows, static_cast<const float*>(numbers->const_data_ptr()));
+    p.normed = static_cast<int>(series);
+    p.norm = &input->norm;
   }
 
   std::vector<Tensor> results;
+  std::optional<cpu::NormedInput> input;  // of the series that is normalised
 
  private:
   const Tensor& like_;
@@ -198,18 +223,42 @@ class Operands {
   std::vector<Parameter> parameters_;
 };
 
-// Blocks of neurons, which the threads share. What a block computes does not depend on its thread.
-template <typename Problem>
-void run(const Problem& p, void (*kernel)(const Problem&, int64_t, int64_t, const Workspace&)) {
+// Calls kernel(first, last, workspace) for some of the parts, each as many blocks of neurons, which the threads share.
+template <typename Problem, typename Kernel>
+void run_parts(const Problem& p, int64_t parts, Kernel&& kernel) {
   const int64_t size = std::min(cpu::program::block_size(p.dtype), std::max<int64_t>(p.side(), 1));
   const int64_t work = size * std::max<int64_t>(p.T, 1) * std::max<int64_t>(p.instructions(), 1);
   const int64_t least = std::max<int64_t>(1, kGrain / work);
-  cpu::in_parallel(0, p.blocks(), least, [&](int64_t begin, int64_t end) {
+  const int64_t blocks = std::max<int64_t>(p.blocks() / std::max<int64_t>(parts, 1), 1);
+  cpu::in_parallel(0, parts, (least + blocks - 1) / blocks, [&](int64_t begin, int64_t end) {
     constexpr size_t kLine = 64;
     std::vector<char> memory(static_cast<size_t>(p.rows() * cpu::program::kRowBytes) + kLine);
     std::vector<void*> registers(static_cast<size_t>(p.registers() + p.states + p.parameters));
     const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    kernel(p, begin, end, {memory.data() + (kLine - address % kLine) % kLine, registers.data()});
+    kernel(begin, end, Workspace{memory.data() + (kLine - address % kLine) % kLine, registers.data()});
+  });
+}
+
+// What a block computes does not depend on its thread.
+template <typename Problem>
+void run(const Problem& p, void (*kernel)(const Problem&, int64_t, int64_t, const Workspace&)) {
+  run_parts(p, p.blocks(),
+            [&](int64_t begin, int64_t end, const Workspace& workspace) { kernel(p, begin, end, workspace); });
+}
+
+// Runs a derivative whose parts add up the gradients of what is normalised, [parts, 2, rows, C]. All of it depends on
+// nothing but the shape and the memory layout.
+void run(Backward p, const cpu::NormedInput& input, int64_t parts, double* sums) {
+  const auto kernel = kernels().backward[static_cast<int>(p.dtype)];
+  run_parts(p, parts, [&](int64_t first, int64_t last, const Workspace& workspace) {
+    for (int64_t part = first; part < last; ++part) {
+      cpu::Normalised norm = input.norm;
+      norm.sums = sums + part * input.sums();
+      std::fill_n(norm.sums, input.sums(), 0.0);
+      Backward own = p;
+      own.norm = &norm;
+      kernel(own, p.blocks() * part / parts, p.blocks() * (part + 1) / parts, workspace);
+    }
   });
 }
 
@@ -263,15 +312,18 @@ std::set<int32_t> read_code(Backward& p, Words& words, size_t grads) {
 
 // To the outputs [T, N], of which one may be bits [ceil(T / 8), N], the states after the last step, and, if they are to
 // be kept, those of every 16th step. With several samples, series are [samples * T, N / samples], the steps of a sample
-// side by side, and so are the outputs in their memory.
+// side by side, and so are the outputs in their memory. One of the series may be `normed`, by the `numbers` of channels
+// of which `inner` neurons lie side by side.
 std::vector<Tensor> program_forward(const Tensor& like, const std::vector<Tensor>& series,
                                     const std::vector<Tensor>& states, const std::vector<Tensor>& parameters,
                                     const Tensor& code, const Tensor& constants, int64_t steps, int64_t neurons,
-                                    bool keep, int64_t bits, int64_t samples) {
+                                    bool keep, int64_t bits, int64_t samples, const MaybeTensor& numbers,
+                                    int64_t normed, int64_t inner) {
   Operands operands(like, steps, neurons, samples);
   Words words(code);
   Forward p{};
   operands.describe(p, words, series, states.size(), parameters, constants);
+  operands.normalise(p, numbers, normed, inner);
   read_code(p, words);
   const std::vector<Parameter> initial = operands.read_values(states, "states", /*repeat=*/false);
   std::vector<void*> output, last;
@@ -319,11 +371,13 @@ std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tenso
                                      const std::vector<Tensor>& parameters, const Tensor& checkpoints,
                                      const std::vector<Tensor>& grad_outputs, const std::vector<Tensor>& grad_last,
                                      const MaybeTensor& weight, const Tensor& code, const Tensor& constants,
-                                     int64_t steps, int64_t neurons, int64_t samples) {
+                                     int64_t steps, int64_t neurons, int64_t samples, const MaybeTensor& numbers,
+                                     int64_t normed, int64_t inner) {
   Operands operands(like, steps, neurons, samples);
   Words words(code);
   Backward p{};
   operands.describe(p, words, series, grad_last.size(), parameters, constants);
+  operands.normalise(p, numbers, normed, inner);
   const std::set<int32_t> tape = read_code(p, words, grad_outputs.size());
   const int64_t kept = (steps + cpu::program::kCheckpoint - 1) / cpu::program::kCheckpoint * p.states;
   p.checkpoints = operands.read(checkpoints, "checkpoints", operands.opmath(), kept, neurons);
@@ -361,11 +415,11 @@ std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tenso
   }
   for (int s = 0; s < p.states; ++s) of_states.push_back(operands.make(operands.opmath(), kNoRows));
   const int64_t blocks = p.blocks();
-  std::vector<size_t> numbers;  // results that are still one for each block
+  std::vector<size_t> per_block;  // results that are still one for each block
   for (int j = 0; j < p.parameters; ++j) {
     const bool number = p.parameter[j].data == nullptr;
     of_parameters.push_back(p.parameter_at[j] < 0 ? nullptr : operands.make_numbers(number ? blocks : neurons));
-    if (p.parameter_at[j] >= 0 && number) numbers.push_back(operands.results.size() - 1);
+    if (p.parameter_at[j] >= 0 && number) per_block.push_back(operands.results.size() - 1);
   }
   p.grad_series = of_series.data();
   p.grad_initial = of_states.data();
@@ -373,8 +427,19 @@ std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tenso
   const auto where = in_place(p.series_at, p.series, p.registers() - p.temporaries, tape);
   p.in_place = where.get();
   p.stream = streams(p, p.series + p.outputs + static_cast<int>(written.size()), written);
-  run(p, kernels().backward[static_cast<int>(p.dtype)]);
-  sum_numbers(like, operands.results, numbers, blocks);
+  if (p.normed < 0 || p.series_at[p.normed] < 0) {
+    run(p, kernels().backward[static_cast<int>(p.dtype)]);
+  } else {
+    const cpu::NormedInput& input = *operands.input;
+    const int64_t parts =
+        std::clamp<int64_t>(neurons / input.channels.C / kPartSamples, 1, std::min(blocks, kMostParts));
+    cpu::pool::Scratch<double> sums(parts * input.sums());
+    run(p, input, parts, sums.data());
+    double* const of_channels = operands.make_numbers(input.sums());
+    const NormedGradients through{p.dtype, steps, p.side(), {}, p.in[normed].data, of_series[normed]};
+    input.go_through(sums.data(), parts, of_channels, through, samples);
+  }
+  sum_numbers(like, operands.results, per_block, blocks);
   return std::move(operands.results);
 }
 
@@ -902,11 +967,12 @@ std::vector<Tensor> program_between_backward(const Tensor& like, const std::vect
 STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
   m.def(
       "program_forward(Tensor like, Tensor[] series, Tensor[] states, Tensor[] parameters, Tensor code, Tensor "
-      "constants, int steps, int neurons, bool keep, int bits, int samples) -> Tensor[]");
+      "constants, int steps, int neurons, bool keep, int bits, int samples, Tensor? numbers=None, int normed=-1, int "
+      "inner=1) -> Tensor[]");
   m.def(
       "program_backward(Tensor like, Tensor[] series, Tensor[] parameters, Tensor checkpoints, Tensor[] grad_outputs, "
-      "Tensor[] grad_last, Tensor? weight, Tensor code, Tensor constants, int steps, int neurons, int samples) -> "
-      "Tensor[]");
+      "Tensor[] grad_last, Tensor? weight, Tensor code, Tensor constants, int steps, int neurons, int samples, "
+      "Tensor? numbers=None, int normed=-1, int inner=1) -> Tensor[]");
   m.def(
       "program_between_forward(Tensor like, Tensor[] series, Tensor[] states, Tensor[] parameters, Tensor[] codes, "
       "Tensor[] constants, int[] counts, Tensor[] weights, Tensor?[] biases, int[] products, int steps, int rows, bool "

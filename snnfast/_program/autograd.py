@@ -9,6 +9,7 @@ from torch import Tensor
 from snnfast._core import ops
 from snnfast._core.autograd import differentiable
 from snnfast._core.linear import FEW_OUTPUTS, Linear, flat_bits, weight_gradient
+from snnfast._core.norm import currents
 from snnfast._core.products import linear as linear_of
 from snnfast._core.products import mm
 from snnfast._core.pytorch import not_compiled_alone
@@ -22,19 +23,30 @@ Again = Callable[[Call, Sequence[Tensor]], tuple[Tensor, ...]]
 
 
 class Run(torch.autograd.Function):
-    """All steps by the kernels, and the linear layer that alone reads an output, if there is one.
+    """All steps by the kernels, with what alone gives a series, or alone reads an output.
 
-    Arguments are the series, the states and the parameters; behind them the weight and the bias of the layer.
+    Arguments are the numbers, the weight and the bias of a batch normalisation before a series; the weight and the bias
+    of a linear layer behind an output; then the series, the states and the parameters.
     """
 
     @staticmethod
-    def forward(ctx: Any, again: Again, codes: Codes, call: Call, *tensors: Any) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any,
+        again: Again,
+        codes: Codes,
+        call: Call,
+        numbers: Tensor | None,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *tensors: Any,
+    ) -> tuple[Tensor, ...]:
         code, engine = codes.forward, ENGINES[call.device.type]
-        count = sum(codes.counts)
-        tensors, linear = tensors[:count], tensors[count:]
         series, states, parameters = split(tensors, codes.counts)
         neurons = call.shape.numel()
-        keep = bool(codes.trace.gradients) and any(ctx.needs_input_grad[3 : 3 + count])  # not under no_grad
+        needs = ctx.needs_input_grad
+        keep = bool(codes.trace.gradients) and any((*needs[4:6], *needs[_TENSORS:]))  # not under no_grad
         found = engine.forward(
             code,
             call.like(),
@@ -44,54 +56,55 @@ class Run(torch.autograd.Function):
             call.steps,
             neurons,
             call.samples,
+            call.of_channels(numbers),
             keep,
             call.output if call.bits else -1,
         )
         checkpoints = found.pop() if keep else None
         read = None
-        if linear:
-            weight, bias = linear
+        if weight is not None:
             if call.bits:
                 read = _bits(found[call.output], call)
                 found[call.output] = ops.spikes_linear(read, weight, bias, _ONE, call.steps)
             else:
                 read = found[call.output].view(call.steps, -1, weight.shape[1])
                 found[call.output] = linear_of(read, weight, bias)
+            if not needs[6]:
+                read = None  # only the gradient of the weight reads it
         ctx.again, ctx.codes, ctx.call = again, codes, call
         ctx.set_materialize_grads(False)
-        if linear and not ctx.needs_input_grad[3 + count]:
-            read = None  # only the gradient of the weight reads it
         if keep:  # A buffer may change before the backward pass: where no gradient needs it, a loop has not saved it.
             buffers = [p if p.requires_grad else p.clone() for p in parameters]
             tensors = (*series, *states, *buffers)
-        ctx.save_for_backward(*tensors, *linear, read, checkpoints)
+        ctx.save_for_backward(numbers, norm_weight, norm_bias, weight, bias, *tensors, read, checkpoints)
         results = tuple(t if i == call.output else call.shaped(t) for i, t in enumerate(found))
-        needs = enumerate(codes.trace.differentiable)
-        ctx.mark_non_differentiable(*(results[i] for i, need in needs if not need and i != call.output))
+        differentiable = enumerate(codes.trace.differentiable)
+        ctx.mark_non_differentiable(*(results[i] for i, need in differentiable if not need and i != call.output))
         return results
 
     @staticmethod
     @not_compiled_alone
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         codes, call = ctx.codes, ctx.call
-        needs = ctx.needs_input_grad[3:]
+        needs = ctx.needs_input_grad[_TENSORS:]
         if all(g is None for g in grads):
-            return (None,) * (3 + len(needs))
-        *saved, read, checkpoints = ctx.saved_tensors
+            return (None,) * (_TENSORS + len(needs))
+        numbers, *saved, read, checkpoints = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, None, None, *_second(ctx, saved, grads)
-        count = sum(codes.counts)
-        tensors, linear = saved[:count], saved[count:]
-        behind: list[Tensor | None] = [None] * len(linear)
+            return None, None, None, None, *_second(ctx, saved, grads)
+        norm_weight, norm_bias, weight, _, *tensors = saved
+        behind: list[Tensor | None] = [None, None]
         few = -1  # the output whose gradient the kernels make from that of a linear layer
-        if linear and grads[call.output] is not None:
-            of_output, behind = _through_linear(ctx, grads[call.output], read, linear[0])
-            few = call.output if of_output is not None and linear[0].shape[0] <= FEW_OUTPUTS else -1
+        if weight is not None and grads[call.output] is not None:
+            of_output, behind = _through_linear(ctx, grads[call.output], read, weight)
+            few = call.output if of_output is not None and weight.shape[0] <= FEW_OUTPUTS else -1
             grads = (*grads[: call.output], of_output, *grads[call.output + 1 :])
         if checkpoints is None:
-            return None, None, None, *[None] * count, *behind
+            return (None,) * 6 + (*behind, *(None for _ in tensors))
         series, states, parameters = split(tensors, codes.counts)
-        needs_series, _, needs_parameters = split(needs[:count], codes.counts)
+        needs_series, _, needs_parameters = split(needs, codes.counts)
+        if call.normed is not None:
+            needs_series = [need or i == call.normed.number for i, need in enumerate(needs_series)]
         first = len(grads) - len(states)
         given = tuple(i for i in range(first) if grads[i] is not None)
         code = codes.backward(given, (*needs_series, *needs_parameters))
@@ -106,14 +119,21 @@ class Run(torch.autograd.Function):
                 checkpoints,
                 [g if i == few else rows_of(g, call) for i, g in enumerate(grads[:first]) if g is not None],
                 [none if g is None else call.flat(g) for g in grads[first:]],
-                linear[0].contiguous() if few >= 0 else None,
+                weight.contiguous() if few >= 0 else None,
                 call.steps,
                 neurons,
                 call.samples,
+                call.of_channels(numbers),
             )
         except NoKernelError as error:
             say_step_by_step(f"backward on {call.device.type}: {error}")
-            return None, None, None, *_second(ctx, saved, grads)
+            return None, None, None, None, *_second(ctx, saved, grads)
+        before: list[Tensor | None] = [None, None]
+        if call.normed is not None and call.normed.number in code.gradients:
+            of_bias, of_weight = found.pop().view(2, -1, numbers.shape[1]).sum(1)
+            of_both = (of_weight, norm_weight), (of_bias, norm_bias)
+            asked = ctx.needs_input_grad[4:6]
+            before = [of.to(t.dtype) if need else None for (of, t), need in zip(of_both, asked, strict=True)]
         made: list[Tensor | None] = []
         for i, t in enumerate(tensors):
             if len(series) <= i < len(series) + len(states):
@@ -125,7 +145,11 @@ class Run(torch.autograd.Function):
                 made.append(call.shaped(found.pop(0)))
             else:
                 made.append(summed(found.pop(0), t, call))
-        return None, None, None, *made, *behind
+        return None, None, None, None, *before, *behind, *made
+
+
+_TENSORS = 8
+"""Arguments of ``Run`` before the series, the states and the parameters."""
 
 
 def _through_linear(ctx: Any, grad: Tensor, read: Any, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -133,12 +157,12 @@ def _through_linear(ctx: Any, grad: Tensor, read: Any, weight: Tensor) -> tuple[
 
     Where the layer has few outputs, the kernels make the first of these themselves, and ``grad`` is in its place.
     """
-    call, (*needs, needs_weight, needs_bias) = ctx.call, ctx.needs_input_grad[3:]
+    call, (*before, needs_weight, needs_bias), needs = ctx.call, ctx.needs_input_grad[4:8], ctx.needs_input_grad[8:]
     grad = grad.reshape(call.steps, -1, grad.shape[-1]).contiguous()
     of_output = None
-    if any(needs) and grad.shape[-1] <= FEW_OUTPUTS:
+    if any((*before, *needs)) and grad.shape[-1] <= FEW_OUTPUTS:
         of_output = grad
-    elif any(needs):
+    elif any((*before, *needs)):
         of_output = mm(grad.flatten(0, 1), weight).view(call.steps, *call.shape)
     of_weight = None
     if needs_weight and call.bits:
@@ -156,17 +180,19 @@ def _bits(found: Tensor, call: Call) -> Tensor:
 _ONE = torch.ones((), device="cpu", dtype=torch.float32)  # the height of a spike
 
 
-def _second(ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _second(ctx: Any, saved: Sequence[Any], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The gradients by autograd through the loop, which can be differentiated again."""
-    call, needs = ctx.call, ctx.needs_input_grad[3:]
-    count = sum(ctx.codes.counts)
+    call = ctx.call
 
-    def loop(saved: Sequence[Tensor]) -> list[Tensor]:
-        results = list(ctx.again(call, saved[:count]))
-        if call.output >= 0:
-            weight, bias = saved[count:]
+    def loop(saved: Sequence[Any]) -> list[Tensor]:
+        norm_weight, norm_bias, weight, bias, *tensors = saved
+        if call.normed is not None:
+            number, eps, over_time = call.normed
+            tensors[number] = currents(tensors[number], norm_weight, norm_bias, eps, over_time)
+        results = list(ctx.again(call, tensors))
+        if weight is not None:
             y = Linear(weight, bias, call.dims).of_spikes(results[call.output])
             results[call.output] = y.reshape(call.steps, -1, y.shape[-1])
         return results
 
-    return differentiable(loop, saved[: len(needs)], needs, grads)
+    return differentiable(loop, saved, ctx.needs_input_grad[4:], grads)

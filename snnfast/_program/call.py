@@ -1,5 +1,6 @@
 """The call of a program: how its tensors lie before the kernels, which take neurons as they lie in memory."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,14 @@ from torch import Tensor
 
 from snnfast._core.order import in_order, order_of, strides_of
 from snnfast._program.code import Counts
+
+
+class Normed(NamedTuple):
+    """How a series ``[T, B, C, *]`` is normalised where the kernels read it."""
+
+    number: int
+    eps: float
+    over_time: bool  # all steps together have the statistics
 
 
 class Call(NamedTuple):
@@ -21,10 +30,18 @@ class Call(NamedTuple):
     bits: bool = False  # whether the layer takes it as bits
     order: Sequence[int] | None = None  # of the dimensions of a step in memory, if it is not the usual one
     samples: int = 1  # whose steps lie together: of all steps, memory is [samples, T, *]
+    normed: Normed | None = None
 
     def like(self) -> Tensor:
         """An empty tensor, which tells the kernels dtype and device."""
         return torch.empty(0, dtype=self.dtype, device=self.device)
+
+    def of_channels(self, numbers: Tensor | None) -> tuple[Tensor | None, int, int]:
+        """The numbers of the channels, the series, and how many neurons of a channel lie side by side."""
+        if self.normed is None:
+            return None, -1, 1
+        order = list(self.order or range(len(self.shape)))
+        return numbers, self.normed.number, math.prod(self.shape[d] for d in order[order.index(1) + 1 :])
 
     def _by_sample(self, rows: Sequence[int]) -> bool:
         return self.samples > 1 and len(rows) > 0 and rows[0] == self.steps

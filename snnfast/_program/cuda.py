@@ -43,10 +43,12 @@ class Engine:
         steps: int,
         neurons: int,
         samples: int,  # whose steps lie together, which only the kernels of the CPU take
+        normed: tuple[Tensor | None, int, int],  # which only the kernels of the CPU normalise
         keep: bool,
         bits: int = -1,  # which output is returned as bits: none, which only the kernels of the CPU write
     ) -> list[Tensor]:
         assert bits == -1
+        assert normed[0] is None
         assert samples == 1
         opmath = opmath_dtype(like.dtype)
         states, parameters = [s.expand(neurons).contiguous() for s in states], _whole(parameters, neurons)
@@ -70,8 +72,10 @@ class Engine:
         steps: int,
         neurons: int,
         samples: int,
+        normed: tuple[Tensor | None, int, int],
     ) -> list[Tensor]:
         assert weight is None
+        assert normed[0] is None
         assert samples == 1
         of_series = [like.new_empty(steps, neurons) for k in range(len(series)) if k in code.gradients]
         grad_last, parameters = [g.expand(neurons).contiguous() for g in grad_last], _whole(parameters, neurons)

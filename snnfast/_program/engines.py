@@ -50,15 +50,16 @@ class _CpuEngine:
         return code.parameters(given, code.fixed)
 
     def forward(self, code: Code, like: Tensor, *arguments: Any) -> list[Tensor]:
-        *tensors, steps, neurons, samples, keep, bits = arguments
+        *tensors, steps, neurons, samples, normed, keep, bits = arguments
         words, constants = code.words, code.constants
-        found = torch.ops.snnfast.program_forward(like, *tensors, words, constants, steps, neurons, keep, bits, samples)
+        of_call = steps, neurons, keep, bits, samples, *normed
+        found = torch.ops.snnfast.program_forward(like, *tensors, words, constants, *of_call)
         return cast(list[Tensor], found)
 
     def backward(self, code: Code, like: Tensor, *arguments: Any) -> list[Tensor]:
-        *tensors, steps, neurons, samples = arguments
+        *tensors, steps, neurons, samples, normed = arguments
         words, constants = code.words, code.constants
-        found = torch.ops.snnfast.program_backward(like, *tensors, words, constants, steps, neurons, samples)
+        found = torch.ops.snnfast.program_backward(like, *tensors, words, constants, steps, neurons, samples, *normed)
         return cast(list[Tensor], found)
 
 

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from snnfast._core.linear import Linear, bits_pay
-from snnfast._core.ops import opmath_dtype
+from snnfast._core.norm import Norm, fits, numbers_of
+from snnfast._core.ops import has_cpu_kernels, opmath_dtype
+from snnfast._core.order import dense_steps
 from snnfast._program.autograd import Run
-from snnfast._program.call import Call, broadcast, expanded, needs_of, order_of_steps, samples_of, split
+from snnfast._program.call import Call, Normed, broadcast, expanded, needs_of, order_of_steps, samples_of, split
 from snnfast._program.code import Codes, Counts
 from snnfast._program.engines import say_step_by_step, takes_kernels
 from snnfast._program.nvrtc import NoKernelError
@@ -91,21 +93,34 @@ class Program:
             outputs.insert(0, last.pop().to(x.dtype))
         return outputs, last
 
-    def unroll(self, *given: Any, steps: int, output: int = 0, linear: Linear | None = None) -> tuple[Tensor, ...]:
+    def unroll(
+        self,
+        *given: Any,
+        steps: int,
+        output: int = 0,
+        linear: Linear | None = None,
+        normed: int = 0,
+        norm: Norm | None = None,
+    ) -> tuple[Tensor, ...]:
         """Run all steps, given all that the step takes: inputs ``[T, *]``, states and parameters, all of one dtype.
 
         All are broadcast to a step; states may be numbers. Returns the outputs ``[T, *]`` and the last states ``[*]``.
-        With a ``linear`` layer, that of this ``output`` takes its place.
+        With a ``linear`` layer, that of this ``output`` takes its place. With a batch normalisation, ``norm``, that of
+        the input ``normed`` does.
         """
         series, states, parameters = split(given, self.counts)
         shapes = [x.shape[1:] for x in series] + [t.shape for t in (*states, *parameters) if isinstance(t, Tensor)]
         shape = broadcast(shapes)
         series = [x if x.shape[1:] == shape else x.expand(steps, *shape) for x in series]
+        if norm is not None and not _takes_norm(norm, series[normed], shape):
+            series[normed], norm = norm.by_itself(series[normed]), None
+        elif norm is not None and not norm.over_time:
+            series[normed] = dense_steps(series[normed])
         like = next(t for t in given if isinstance(t, Tensor))
         states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full((), s) for s in states]
         samples = samples_of(series[0], shape) if series else 1
         call = Call(steps, shape, like.dtype, like.dtype, like.device, samples=samples)
-        return self.plain(call, [*series, *states, *parameters], output, linear)
+        return self.plain(call, [*series, *states, *parameters], output, linear, normed, norm)
 
     def binary(self, dtype: torch.dtype, dims: int) -> tuple[bool, ...]:
         """Which outputs are certainly 0 or 1."""
@@ -144,10 +159,29 @@ class _Variant:
         self._placed: set[Any] = set()  # what has other codes in each place
 
     def __call__(
-        self, call: Call, tensors: Sequence[Tensor], output: int = 0, linear: Linear | None = None
+        self,
+        call: Call,
+        tensors: Sequence[Tensor],
+        output: int = 0,
+        linear: Linear | None = None,
+        normed: int = 0,
+        norm: Norm | None = None,
     ) -> tuple[Tensor, ...]:
-        """Outputs and last states, from series, states and parameters; in place of one, what ``linear`` makes of it."""
-        codes = self._codes_of(call, tensors) if takes_kernels(tensors[0], call.shape) else None
+        """Outputs and last states, from series, states and parameters; in place of one, what ``linear`` makes of it.
+
+        In place of a series, what ``norm`` makes of it.
+        """
+        needs = needs_of(tensors)
+        if needs is not None and norm is not None and any(t is not None and t.requires_grad for t in norm[:2]):
+            needs = (*needs[:normed], True, *needs[normed + 1 :])
+        codes = self._codes_of(call, needs) if takes_kernels(tensors[0], call.shape) else None
+        before: Any = None, None, None
+        if norm is not None and codes is not None:
+            numbers = numbers_of(norm, _as_it_lies(tensors[normed]) if norm.over_time else tensors[normed])
+            call = call._replace(normed=Normed(normed, norm.eps, norm.over_time))
+            before = numbers, norm.weight, norm.bias
+        elif norm is not None:
+            tensors = [norm.by_itself(x) if i == normed else x for i, x in enumerate(tensors)]
         call = call._replace(order=order_of_steps(tensors[0], call.shape) if self.counts[0] else None)
         # A linear layer reads the last dimensions side by side, as bits or as numbers.
         usual = call.order is None and linear is not None and bits_pay(tensors[0], call.shape, call.steps, linear)
@@ -155,32 +189,32 @@ class _Variant:
         if codes is not None and linear is not None and usual and (call.samples == 1 or codes.forward.binary[output]):
             weight, bias, dims = linear
             asked = call._replace(output=output, dims=dims, bits=codes.forward.binary[output])
-            found = list(Run.apply(self.again, codes, asked, *tensors, weight, bias))
+            found = list(Run.apply(self.again, codes, asked, *before, weight, bias, *tensors))
             # Not in the function: autograd forbids changes of a view that a function has made.
             found[output] = found[output].view(call.steps, *call.shape[:-dims], weight.shape[0])
             return tuple(found)
-        found = list(self._results(call, tensors, codes))
+        found = list(self._results(call, tensors, codes, before))
         if linear is not None:
             found[output] = linear.of_spikes(found[output])
         return tuple(found)
 
-    def _results(self, call: Call, tensors: Sequence[Tensor], codes: Codes | None) -> tuple[Tensor, ...]:
+    def _results(self, call: Call, tensors: Sequence[Tensor], codes: Codes | None, before: Any) -> tuple[Tensor, ...]:
         if codes is not None:
             try:
-                return Run.apply(self.again, codes, call, *tensors)  # type: ignore[no-any-return]
+                return Run.apply(self.again, codes, call, *before, None, None, *tensors)  # type: ignore[no-any-return]
             except NoKernelError as error:
                 say_step_by_step(f"on {call.device.type}: {error}")
         found = self.loop(call, tensors)
         # In the order of the kernels, which the nodes of a compiled graph rely on.
         return found if torch.compiler.is_compiling() else tuple(map(call.ordered, found))
 
-    def _codes_of(self, call: Call, tensors: Sequence[Tensor]) -> Codes | None:
+    def _codes_of(self, call: Call, needs: tuple[bool, ...] | None) -> Codes | None:
         """The codes of a call, ``None``, once said, where there are none.
 
         They are made before the call, of one moment: the derivative is that of what the forward pass computed.
         """
         try:
-            return self.codes(call.opmath, len(call.shape), needs_of(tensors), Place(call.shape, call.device))
+            return self.codes(call.opmath, len(call.shape), needs, Place(call.shape, call.device))
         except NotElementwiseError as error:
             problem = str(error)
         except Exception as error:  # The loop shows whether it is the step's own, or only that of made-up arguments.
@@ -298,8 +332,26 @@ class _Variant:
         return (*(torch.stack(rows).to(call.dtype) for rows in zip(*outputs, strict=True)), *now)
 
 
+def _takes_norm(norm: Norm, x: Tensor, shape: torch.Size) -> bool:
+    """Whether the kernels normalise a series where they read it: as a batch normalisation by itself, bit for bit."""
+    if not has_cpu_kernels(x.device) or x.dtype != torch.float32 or x.shape[1:] != shape or not fits(norm, x):
+        return False
+    return takes_kernels(x, shape) and (not norm.over_time or _lies_together(x))
+
+
 def _is_of_sizes(found: Trace | Exception, place: Place | None) -> bool:
     """Whether a trace at made-up sizes says nothing of a call: the step asks for its sizes, or fails with these."""
     if isinstance(found, Trace):
         return found.asks
     return place is not None and not isinstance(found, NotElementwiseError)
+
+
+def _lies_together(x: Tensor) -> bool:
+    """Whether steps and samples are one batch of images in memory, with the channels of a pixel side by side."""
+    images = _as_it_lies(x)
+    return x.dim() > 4 and images.movedim(2, -1).is_contiguous() and not images.is_contiguous()
+
+
+def _as_it_lies(x: Tensor) -> Tensor:
+    """``[T, B, *]``, or ``[B, T, *]`` where the steps of a sample are side by side."""
+    return x if x.stride(0) >= x.stride(1) else x.transpose(0, 1)

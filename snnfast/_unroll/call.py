@@ -8,6 +8,7 @@ from torch import Tensor
 
 from snnfast._core.backend import exporting
 from snnfast._core.linear import Linear
+from snnfast._core.norm import Norm
 from snnfast._core.ops import LAST_AT, RECORD_AT, REDUCE_AT, SEQUENCE, STEP, TIME_AT, Neuron
 from snnfast.surrogate.examine import SpikeGrad
 
@@ -68,25 +69,6 @@ class Connections(NamedTuple):
     weight: Tensor | None = None  # [N, N], or [C, C, kH, kW]
     bias: Tensor | None = None
     convolution: Convolution | None = None  # a linear layer, where there is none
-
-
-class Pool(NamedTuple):
-    """A pooling of the spikes ``[T, B, C, H, W]`` of neurons, which nobody else reads."""
-
-    windows: tuple[int, ...]  # see ``windows`` in ``_images/pool2d.py``
-    by_itself: Callable[[Tensor], Tensor]  # called with the spikes, where the kernels do not take them
-
-
-class Norm(NamedTuple):
-    """A batch normalisation in training of ``x`` ``[T, B, C, *]``, whose result only neurons read."""
-
-    weight: Tensor | None  # [C]
-    bias: Tensor | None  # [C]
-    eps: float
-    over_time: bool  # all steps together have the statistics, in place of each its own
-    update: Callable[[Tensor, Tensor], None]  # is told the mean and the unbiased variance, both [T, C] or [1, C]
-    by_itself: Callable[[Tensor], Tensor]  # called with ``x``, where the kernels do not take the neurons
-    pool: Pool | None = None  # its result then takes the place of the spikes
 
 
 class UnrollCall(NamedTuple):

@@ -16,6 +16,7 @@ from torch import Tensor
 from snnfast import surrogate
 from snnfast._core import backend as _backend
 from snnfast._core.linear import Linear
+from snnfast._core.norm import Norm
 from snnfast._core.ops import (
     CONSTANT,
     NAMESPACE,
@@ -29,7 +30,7 @@ from snnfast._core.ops import (
 )
 from snnfast._unroll import connected, reference
 from snnfast._unroll import state_gradients as _gradients
-from snnfast._unroll.call import ONE_STEP, Norm, Options, Request, UnrollCall, make_request
+from snnfast._unroll.call import ONE_STEP, Options, Request, UnrollCall, make_request
 from snnfast._unroll.checks import check_current, check_options
 from snnfast._unroll.run import run
 

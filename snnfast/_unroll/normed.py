@@ -21,15 +21,16 @@ from torch import Tensor
 from snnfast import surrogate
 from snnfast._core import backend, ops
 from snnfast._core.autograd import differentiable
+from snnfast._core.norm import Norm, Pool, affine, currents, fits, numbers_of
 from snnfast._core.ops import NORM_RESETS, RESET_DELAY_AT, RESET_MECHANISMS, SEQUENCE, SURROGATE_AT, Neuron
 from snnfast._core.order import LEAST_CHANNELS, dense_steps
-from snnfast._core.pytorch import becomes_node, is_transformed, not_compiled_alone
+from snnfast._core.pytorch import not_compiled_alone
 from snnfast._unroll import reference as steps
 from snnfast._unroll.autograd import unmoved
-from snnfast._unroll.call import Norm, Options, Pool, UnrollCall, make_request
+from snnfast._unroll.call import Options, UnrollCall, make_request
 from snnfast.surrogate import DISABLED
 
-__all__ = ["reference", "unroll"]
+__all__ = ["affine", "currents", "reference", "unroll"]
 
 _MOST_STEPS = 16
 """The kernels of CUDA hold all steps in registers."""
@@ -63,21 +64,9 @@ def unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...] | None:
 
 
 def _fits(norm: Norm, x: Tensor, on_cpu: bool) -> bool:
-    if not ops.has_norm(x.device) or x.dim() < 3 or x.dtype not in _DTYPES or x.numel() == 0:
+    if x.dtype not in _DTYPES or not fits(norm, x):
         return False
-    if not on_cpu and (len(x) > _MOST_STEPS or x[0].numel() > _MOST_NEURONS):
-        return False
-    if x.stride(0) == 0 and len(x) > 1:  # of a constant, the normalisation is one step's
-        return False
-    if _samples(x, norm.over_time) < 2 or becomes_node() or is_transformed():
-        return False
-    given, dtypes = (norm.weight, norm.bias), (x.dtype, torch.float32)
-    return all(t is None or (t.dim() == 1 and t.device == x.device and t.dtype in dtypes) for t in given)
-
-
-def _samples(x: Tensor, over_time: bool) -> int:
-    """How many numbers the statistics of a channel are of."""
-    return x[0].numel() // x.shape[2] * (len(x) if over_time else 1)
+    return on_cpu or (len(x) <= _MOST_STEPS and x[0].numel() <= _MOST_NEURONS)
 
 
 def _has_kernels(neuron: str, options: Options, on_cpu: bool) -> bool:
@@ -130,11 +119,7 @@ class _How(NamedTuple):
 
 def _unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...]:
     x, (state,) = dense_steps(call.current), call.states
-    with torch.no_grad():
-        wide = (None if t is None else t.float().contiguous() for t in (norm.weight, norm.bias))
-        numbers, variance = ops.norm_ops.norm_statistics(x, *wide, norm.eps, norm.over_time)
-        n = _samples(x, norm.over_time)
-        norm.update(numbers[..., 2], variance * (n / (n - 1)))
+    numbers = numbers_of(norm, x)
     windows = _windows(norm.pool, x)
     how = _How(call.neuron, call.options, norm.eps, norm.over_time, call.request.last, windows)
     first, *others = call.parameters
@@ -239,31 +224,3 @@ def _pooled(spk: Tensor, windows: tuple[int, ...]) -> Tensor:
     mean, *sides = windows
     pooled = (F.avg_pool2d if mean else F.max_pool2d)(spk.flatten(0, 1), sides[:2], sides[2:])
     return pooled.view(*spk.shape[:2], *pooled.shape[1:])
-
-
-def currents(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, over_time: bool) -> Tensor:
-    """The currents of the neurons, in float32."""
-    scale, shift, mean = affine(x, weight, bias, eps, over_time)
-    if not ops.has_cpu_kernels(x.device):
-        return scale * x.float() + shift
-    y = (x.float() - mean) * scale
-    if bias is not None:
-        y = y + bias.float().view(1, 1, -1, *(1,) * (x.dim() - 3))
-    return y.to(x.dtype).float()
-
-
-def affine(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, over_time: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The scale, the shift and the mean of each channel, and of each step or over time, as they broadcast to ``x``."""
-    wide = x.to(torch.float64)
-    dims = [d for d in range(x.dim()) if d != 2 and (d != 0 or over_time)]
-    variance, mean = torch.var_mean(wide, dims, correction=0, keepdim=True)
-    shape = (1, 1, -1, *(1,) * (x.dim() - 3))
-    scale = (variance + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight.view(shape)
-    shift = -mean * scale
-    if bias is not None:
-        shift = bias.view(shape) + shift
-    return scale.float(), shift.float(), mean.float()

@@ -9,13 +9,13 @@ from torch.compiler import is_dynamo_compiling
 
 from snnfast._core import backend, settings
 from snnfast._core.linear import Linear
+from snnfast._core.norm import Norm
 from snnfast._core.ops import STEP, Neuron, opmath_dtype
 from snnfast._core.pytorch import becomes_node, current_recorder, transforms_are_active
 from snnfast._unroll import connected, kernels, node, normed, reference, state_gradients
 from snnfast._unroll.call import (
     ONE_STEP,
     Connections,
-    Norm,
     Options,
     UnrollCall,
     count_states,

@@ -12,11 +12,11 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from snnfast._core import watch
 from snnfast._core.linear import Linear
+from snnfast._core.norm import Norm
 from snnfast._core.ops import has_cpu_kernels
 from snnfast._core.settings import check_flag
 from snnfast._images.batch_norm import has_batch_statistics, normalised, normalised_constant
 from snnfast._images.channels_last import Order, keeps_order
-from snnfast._unroll.call import Norm
 from snnfast._unroll.checks import check_reduce
 from snnfast._unroll.ragged import check_steps
 from snnfast.networks.checkpoint import State, check_part, in_parts

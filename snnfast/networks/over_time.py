@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from snnfast._core import watch
 from snnfast._core.linear import Linear
 from snnfast._core.modules import is_only_called
+from snnfast._core.norm import Norm, Pool
 from snnfast._core.ops import has_cpu_kernels, has_norm
 from snnfast._core.pytorch import becomes_node
 from snnfast._images.batch_norm import has_batch_statistics, is_pytorchs, is_small, running_averages, update_averages
 from snnfast._images.pool2d import windows
-from snnfast._unroll.call import Norm, Pool
 from snnfast._unroll.checks import check_num_steps
 from snnfast.neurons import LAYERS
 from snnfast.neurons.base import SpikingLayer

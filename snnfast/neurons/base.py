@@ -11,11 +11,12 @@ from torch.compiler import is_dynamo_compiling
 from snnfast._core import watch
 from snnfast._core.linear import Linear
 from snnfast._core.modules import are_plain
+from snnfast._core.norm import Norm
 from snnfast._core.ops import RESET_MECHANISMS, Neuron, opmath_dtype
 from snnfast._core.pytorch import current_graph_task_id, current_recorder, transforms_are_active
 from snnfast._core.settings import check_flag
 from snnfast._unroll import node
-from snnfast._unroll.call import ONE_STEP, Norm, Options, StateQuant, UnrollCall
+from snnfast._unroll.call import ONE_STEP, Options, StateQuant, UnrollCall
 from snnfast._unroll.checks import (
     check_current,
     check_dense,

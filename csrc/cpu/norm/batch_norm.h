@@ -42,7 +42,7 @@ struct BatchNormBackward : BatchNorm {
   double* grad_bias;     // [T, C]
 };
 
-// The gradient of what is normalised from that of the currents, [T, N] both, and in the same memory:
+// The gradient of what is normalised from that of the currents, rows of N both, and in the same memory:
 //   (grad - constant - (x - mean) * slope) * scale
 struct NormedGradients {
   enum { kMean, kScale, kConstant, kSlope };
@@ -67,7 +67,8 @@ struct BatchNormKernels {
   int64_t (*parts)(const BatchNorm&);          // of a call with one unit; 1: it is not divided
   BatchNormPass<BatchNormForward> forward[4];  // by the dtype
   BatchNormPass<BatchNormBackward> backward[4];
-  void (*write_step[4])(const NormedGradients&, int64_t t, int64_t first, int64_t last);  // of some neurons of a step
+  // Of some neurons of step t, in a row.
+  void (*write_step[4])(const NormedGradients&, int64_t t, int64_t row, int64_t first, int64_t last);
 };
 
 SNN_DECLARE_FOR_EACH_ISA(const BatchNormKernels& batch_norm_kernels())

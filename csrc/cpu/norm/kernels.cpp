@@ -406,14 +406,14 @@ void backward_write_parts(const BatchNormBackward& p, int64_t first, int64_t las
 // ---- the gradient through a normalisation whose result only neurons read
 
 template <typename S, typename A = Opmath<S>>
-void write_step(const NormedGradients& p, int64_t t, int64_t first, int64_t last) {
+void write_step(const NormedGradients& p, int64_t t, int64_t row, int64_t first, int64_t last) {
   using P = NormedGradients;
   const float* const of[] = {p.norm.row(t, P::kMean), p.norm.row(t, P::kConstant), p.norm.row(t, P::kSlope),
                              p.norm.row(t, P::kScale)};
   constexpr int kSome = 1024;
   A of_x[kScratch<S>], made[kScratch<S>];
   for (int64_t i = first; i < last; i += kSome) {
-    const Rows rows{t * p.N + i, 1, 0, static_cast<int>(least<int64_t>(kSome, last - i)), 0};
+    const Rows rows{row * p.N + i, 1, 0, static_cast<int>(least<int64_t>(kSome, last - i)), 0};
     const A* const x = load<S>(p.x, rows, of_x).at;
     A* const grad = const_cast<A*>(load<S>(p.grad, rows, made).at);
     each_of_channels(p.norm.channels, of, i, rows.lanes, false, [&]<typename V>(int j, const V(&n)[4]) {

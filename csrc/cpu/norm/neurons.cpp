@@ -16,8 +16,8 @@
 #include "../../op/norm_steps.h"
 #include "../../op/tensors.h"
 #include "../memory/scratch.h"
-#include "run.h"
 #include "strips.h"
+#include "through.h"
 
 namespace snnfast {
 namespace {
@@ -27,7 +27,6 @@ using cpu::NormedGradients;
 using cpu::Strips;
 
 constexpr int64_t kChunk = 1024;      // neurons that go back through all steps together
-constexpr int64_t kPart = 1 << 14;    // elements of a step that a thread takes at least
 constexpr int64_t kMostParts = 64;    // of a backward pass; each has sums of its own
 constexpr int64_t kPartSamples = 64;  // the least of a channel that a part has
 
@@ -59,52 +58,19 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x, const MaybeTensor& weight
   return {numbers, variance};
 }
 
-// The numbers of the channels as the kernels read them.
-class Table {
- public:
-  cpu::ChannelNumbers numbers;
-
-  Table(const Channels& channels, int64_t rows, int64_t steps)
-      : numbers{channels, rows, steps == 1, nullptr}, memory_(steps * rows * numbers.width()) {
-    numbers.values = memory_.data();
-  }
-
-  // Sets one of the rows of a step to value(c).
-  template <typename F>
-  void set(int64_t t, int64_t row, F&& value) {
-    float* const to = memory_.data() + (t * numbers.rows + row) * numbers.width();
-    for (int64_t c = 0; c < numbers.channels.C; ++c) to[c] = static_cast<float>(value(c));
-    for (int64_t c = numbers.channels.C; c < numbers.width(); ++c) to[c] = to[c - numbers.channels.C];
-  }
-
- private:
-  cpu::pool::Scratch<float> memory_;
-};
-
 // What forward and backward have in common.
 template <typename Neuron>
 struct Call {
   Steps steps;
   OpTensors<CpuBackend> tensors;
-  int64_t rows;          // of the numbers: a step each, or one
-  const float* numbers;  // [rows, C, kNormNumbers]
-  Table table;
-  cpu::Normalised norm;
+  int64_t rows;  // of the numbers: a step each, or one
+  cpu::NormedInput input;
 
   Call(const Tensor& x, const Tensor& of_channels)
       : steps(x),
         tensors(x, steps.layout, x.scalar_type()),
         rows(of_channels.dim() == 3 && of_channels.size(0) == 1 ? 1 : steps.layout.T),
-        numbers(steps.read(of_channels, "numbers", x, rows * steps.C * kNormNumbers)),
-        table(steps.channels(), 3, rows),
-        norm{table.numbers} {
-    for (int64_t t = 0; t < rows; ++t) {
-      const float* const of = numbers + t * steps.C * kNormNumbers;
-      table.set(t, cpu::Normalised::kScale, [&](int64_t c) { return of[c * kNormNumbers]; });
-      table.set(t, cpu::Normalised::kBias, [&](int64_t c) { return of[c * kNormNumbers + 1]; });
-      table.set(t, cpu::Normalised::kMean, [&](int64_t c) { return of[c * kNormNumbers + 2]; });
-    }
-  }
+        input(steps.channels(), rows, steps.read(of_channels, "numbers", x, rows * steps.C * kNormNumbers)) {}
 
   void describe(Problem<Neuron>& p, const Tensor& x, const MaybeTensor& state, const std::vector<Tensor>& parameters,
                 int64_t reset) {
@@ -164,7 +130,7 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeT
     p.rows = tensors.make(tensors.opmath, saved);
   }
   if (!strips.has_value()) {
-    cpu::forward(p, &call.norm);
+    cpu::forward(p, &call.input.norm);
     return tensors.outputs;
   }
   float* const pooled = static_cast<float*>(tensors.outputs[0].mutable_data_ptr());
@@ -178,7 +144,7 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor& numbers, const MaybeT
     of_strip.spk_stride = strips->most;
     for (int64_t i = first; i < last; ++i) {
       of_strip.spk_first = strips->first(i);
-      kernel(of_strip, &call.norm, strips->first(i), strips->last(i), false);
+      kernel(of_strip, &call.input.norm, strips->first(i), strips->last(i), false);
       strips->pool(i, spk.data(), pooled, places);
     }
   });
@@ -253,26 +219,15 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
   if (needs_x || needs_state) p.grad_x = tensors.make(x.scalar_type(), p.T);
   if (needs_state) p.grad_initial[0] = tensors.make(tensors.opmath, kNoRows);
 
-  Table table(call.steps.channels(), 4, rows);
-  NormedGradients through{p.dtype, p.T, p.N, table.numbers, p.x, p.grad_x};
-  const auto each_row = [&](auto&& f) {
-    for (int64_t t = 0; t < rows; ++t) f(t, call.numbers + t * C * kNormNumbers);
-  };
-  each_row([&](int64_t t, const float* of) {
-    table.set(t, NormedGradients::kScale, [=](int64_t c) { return of[c * kNormNumbers]; });
-    table.set(t, NormedGradients::kMean, [=](int64_t c) { return of[c * kNormNumbers + 2]; });
-  });
-
-  const int64_t each = rows * 2 * C;
+  const int64_t each = call.input.sums();
   cpu::pool::Scratch<double> partial(chunks.parts * each);
   const auto kernel = cpu::current_kernels<Neuron>().backward[static_cast<int>(p.dtype)];
   const bool stream = cpu::streams(p.dtype, p.T, p.N, 3, {p.grad_x});
-  const auto write = cpu::batch_norm().write_step[static_cast<int>(p.dtype)];
   cpu::in_parallel(0, chunks.parts, cpu::kNormGrain / (p.T * p.N / chunks.parts) + 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {
       double* const own = partial.data() + part * each;
       std::fill(own, own + each, 0.0);
-      cpu::Normalised norm = call.norm;
+      cpu::Normalised norm = call.input.norm;
       norm.chunk = chunks.size;
       norm.sums = own;
       const int64_t begin = chunks.number * part / chunks.parts, end = chunks.number * (part + 1) / chunks.parts;
@@ -298,30 +253,7 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
     }
   });
 
-  const double share = 1 / static_cast<double>(call.steps.B * call.steps.S * (rows == 1 ? p.T : 1));
-  each_row([&](int64_t t, const float* of) {
-    double* const of_bias = sums + t * C;
-    double* const of_weight = sums + (rows + t) * C;
-    for (int64_t c = 0; c < C; ++c) {
-      of_bias[c] = of_weight[c] = 0;
-      for (int64_t part = 0; part < chunks.parts; ++part) {
-        const double* const own = partial.data() + part * each + t * 2 * C;
-        of_bias[c] += own[c];
-        of_weight[c] += own[C + c];
-      }
-      of_weight[c] *= static_cast<double>(of[c * kNormNumbers + 3]);
-    }
-    table.set(t, NormedGradients::kConstant, [&](int64_t c) { return of_bias[c] * share; });
-    table.set(t, NormedGradients::kSlope, [&](int64_t c) { return of_weight[c] * of[c * kNormNumbers + 3] * share; });
-  });
-  if (p.grad_x == nullptr) return tensors.outputs;
-  const int64_t pieces = (p.N + kPart - 1) / kPart;
-  cpu::in_parallel(0, p.T * pieces, cpu::kNormGrain / std::min(kPart, p.N) + 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t from = i % pieces * kPart;
-      write(through, i / pieces, from, std::min(from + kPart, p.N));
-    }
-  });
+  call.input.go_through(partial.data(), chunks.parts, sums, {p.dtype, p.T, p.N, {}, p.x, p.grad_x}, 1);
   return tensors.outputs;
 }
 

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "../convert.h"
+#include "../unroll/normed.h"
 #include "../unroll/outputs.h"
 #include "instructions.h"
 
@@ -34,6 +35,7 @@ struct Block {
   const Program& p;
   A** const registers;
   const int64_t side;
+  static constexpr int64_t kStride = kRowBytes / static_cast<int64_t>(sizeof(A));  // of rows of scratch memory
   int64_t first = 0, at_first = 0;  // a neuron, and its place in a tensor of all steps
   int64_t behind = -1;              // the place of the next block, if there is one
   int n = 0, padded = 0;            // padded: to whole vectors
@@ -113,9 +115,55 @@ struct Block {
     return row(static_cast<const S*>(series.data) + at, copy);
   }
 
+  // Normalises the series that is, for some steps at a time.
+  void make_normed() { normed_ = rows(p.currents()); }
+  void open_normed(int64_t start, int64_t steps) {
+    if constexpr (std::is_same_v<S, float>) {
+      each_normed(start, steps, [&](int64_t k, int64_t together, const float* x, int64_t stride) {
+        normalise(*p.norm, x, start + k, first, n, at(normed_, k), nullptr, together, stride, kStride);
+      });
+    }
+  }
+
+  // Adds the gradients of what was normalised to the sums of the channels: over the steps that have the same numbers,
+  // and then over the neurons. Of the rows of scratch memory, `a` and `b` are two.
+  void add_normed(int64_t start, int64_t steps, const A* grad, int64_t grad_stride, A* a, A* b) {
+    if constexpr (std::is_same_v<S, float>) {
+      each_normed(start, steps, [&](int64_t k, int64_t together, const float* x, int64_t stride) {
+        const float* const means[] = {p.norm->row(start + k, Normalised::kMean)};
+        const float* const of_step = grad + k * grad_stride;
+        each_of_channels(p.norm->channels, means, first, n, true, [=]<typename V>(int i, const V(&mean)[1]) {
+          V s(A(0)), t(A(0));
+          for (int64_t j = 0; j < together; ++j) {
+            const V of = lanes_at<V>(of_step + j * grad_stride + i);
+            s += of;
+            t += of * (lanes_at<V>(x + j * stride + i) - mean[0]);
+          }
+          put_lanes(a + i, s);
+          put_lanes(b + i, t);
+        });
+        add_to_sums(p.norm->channels, first, n, p.norm->sums_of(start + k), [=]<typename V>(int64_t i, V& s, V& t) {
+          s = lanes_at<V>(a + i);
+          t = lanes_at<V>(b + i);
+        });
+      });
+    }
+  }
+
+  // Calls f(the first of them, how many, its input, from one input to the next) for steps that have the same numbers.
+  template <typename F>
+  void each_normed(int64_t start, int64_t steps, F&& f) const {
+    const Series& of = p.in[p.normed];
+    const auto* const x = static_cast<const S*>(of.data) + at_first + start * of.stride;
+    const int64_t together = p.norm->over_time ? steps : 1;
+    for (int64_t k = 0; k < steps; k += together) f(k, together, x + k * of.stride, of.stride);
+  }
+
   void open_series(int64_t t, int64_t next) {
     for (int k = 0; k < p.series; ++k) {
-      if (p.in[k].numbers != nullptr) {
+      if (k == p.normed) {
+        registers[k] = at(normed_, t % kCheckpoint);
+      } else if (p.in[k].numbers != nullptr) {
         fill(registers[k] = at(series_, k), p.in[k].numbers[t]);
       } else {
         registers[k] = row(p.in[k], t, at(series_, k));
@@ -170,7 +218,7 @@ struct Block {
   }
 
  private:
-  char *next_, *series_, *parameters_, *temporaries_ = nullptr;
+  char *next_, *series_, *parameters_, *temporaries_ = nullptr, *normed_ = nullptr;
 };
 
 template <typename A>
@@ -206,6 +254,7 @@ void forward(const Forward& p, int64_t begin, int64_t end, const Workspace& work
   A** const registers = block.registers;
   char* const states = block.rows(2 * p.states);
   A* const words = block.at(block.rows(1), 0);
+  block.make_normed();
   block.make_temporaries(block.behind_constants());
   for (int64_t b = begin; b < end; ++b) {
     block.open(b);
@@ -215,6 +264,11 @@ void forward(const Forward& p, int64_t begin, int64_t end, const Workspace& work
       registers[p.series + s] = block.state(p.initial[s], block.at(states, 2 * s + 1));
     }
     for (int64_t t = 0; t < p.T; ++t) {
+      if (p.normed >= 0) {
+        const int64_t start = t / kCheckpoint * kCheckpoint, steps = std::min(p.T - start, kCheckpoint);
+        if (t == start) block.open_normed(start, steps);
+        block.prefetch(p.in[p.normed].data, p.in[p.normed].stride, t + steps);
+      }
       if (p.checkpoints != nullptr && t % kCheckpoint == 0) {
         for (int s = 0; s < p.states; ++s) {
           block.leave(static_cast<A*>(p.checkpoints) + (t / kCheckpoint * p.states + s) * p.N, registers[p.series + s]);
@@ -264,6 +318,10 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
   char* const sums = block.rows(p.parameters);        // over the steps between two checkpoints
   char* const totals = block.rows(2 * p.parameters);  // double
   auto& linear = *reinterpret_cast<A(*)[kSteps<A>][kLinearStride<A>]>(block.rows(kLinearRows));
+  block.make_normed();
+  const bool sums_normed = p.normed >= 0 && p.norm->sums != nullptr;
+  char* const normed_grads = block.rows(sums_normed ? p.taped() : 0);
+  char* const normed_sums = block.rows(sums_normed ? 2 : 0);
   A** const kept = registers + p.registers();  // the states before the steps between two checkpoints
   A** const running = kept + p.states;         // where sums are
   block.make_temporaries(temporaries);
@@ -295,6 +353,7 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
         const int64_t row = start / kCheckpoint * p.states + s;
         kept[s] = block.state(static_cast<const A*>(p.checkpoints) + row * p.N, block.at(tape_states, s));
       }
+      if (p.normed >= 0) block.open_normed(start, steps);
       for (int64_t k = 0; k < steps; ++k) {
         block.open_series(start + k, k + kAhead < steps ? start + k + kAhead : -1);
         point(k);
@@ -332,13 +391,20 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
               last ? block.state(p.grad_initial[s], nullptr) : block.at(carry_rows, 2 * s + t % 2);
         }
         for (int x = 0; x < p.series; ++x) {
-          if (!in_place || !p.in_place[x]) continue;
+          if (!p.in_place[x]) continue;
+          if (!in_place && x == p.normed) registers[p.series_at[x]] = block.at(normed_grads, k);
+          if (!in_place) continue;
           registers[p.series_at[x]] = block.result_row(p.grad_series[x], t);
           block.prefetch(p.grad_series[x], block.side, before);
         }
         run<A>(p.derivative, registers, block.padded);
+        if (p.normed >= 0) block.prefetch(p.in[p.normed].data, p.in[p.normed].stride, after + k);
         for (int x = 0; x < p.series; ++x) {
           if (p.series_at[x] < 0 || (in_place && p.in_place[x])) continue;
+          if (x == p.normed) {  // until it is summed
+            if (!p.in_place[x]) block.take(block.at(normed_grads, k), registers[p.series_at[x]]);
+            continue;
+          }
           block.write(p.grad_series[x], t, registers[p.series_at[x]]);
         }
         for (int j = 0; j < p.parameters; ++j) {
@@ -346,6 +412,15 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
           binary<Add, A>(block.padded, running[j], running[j], registers[p.parameter_at[j]], running[j], running[j]);
         }
         for (int s = 0; s < p.states; ++s) registers[carries + s] = registers[p.carry_at[s]];
+      }
+      if (sums_normed) {
+        const bool there = in_place && p.in_place[p.normed];
+        const A* const grad = there ? block.result_row(p.grad_series[p.normed], start) : block.at(normed_grads, 0);
+        block.add_normed(start, steps, grad, there ? block.side : block.kStride, block.at(normed_sums, 0),
+                         block.at(normed_sums, 1));
+        for (int64_t k = 0; k < steps && !there; ++k) {
+          block.write(p.grad_series[p.normed], start + k, block.at(normed_grads, k));
+        }
       }
       for (int j = 0; j < p.parameters; ++j) {
         if (p.parameter_at[j] < 0) continue;

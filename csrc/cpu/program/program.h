@@ -7,6 +7,7 @@
 
 #include "../../op/problem.h"
 #include "../isa.h"
+#include "../norm/channels.h"
 
 namespace snnfast::cpu::program {
 
@@ -50,10 +51,14 @@ struct Program {
   const Series* in;            // [series]
   const Parameter* parameter;  // [parameters]
   const double* constant;      // [constants]
+  int normed;                  // the series that is normalised where it is read, in float32; or -1
+  const Normalised* norm;      // with sums in a derivative that has the gradient of this series
   bool stream;                 // whether to write results by non-temporal stores
 
   int64_t side() const { return N / samples; }
-  int64_t blocks() const;  // each of neurons that lie side by side
+  int64_t blocks() const;                                              // each of neurons that lie side by side
+  int64_t taped() const { return T < kCheckpoint ? T : kCheckpoint; }  // steps whose rows are held at a time
+  int64_t currents() const { return normed < 0 ? 0 : taped(); }        // rows that are normalised
 };
 
 struct Forward : Program {
@@ -70,7 +75,7 @@ struct Forward : Program {
 
   int instructions() const { return step.count; }
   int registers() const { return series + states + parameters + constants + temporaries; }
-  int64_t rows() const { return series + 2 * states + parameters + constants + temporaries + 1; }
+  int64_t rows() const { return series + 2 * states + parameters + constants + temporaries + 1 + currents(); }
 };
 
 struct Backward : Program {
@@ -94,10 +99,10 @@ struct Backward : Program {
 
   int instructions() const { return again.count + derivative.count; }
   int registers() const { return series + 2 * states + parameters + constants + outputs + temporaries; }
-  int64_t taped() const { return T < kCheckpoint ? T : kCheckpoint; }  // steps that are computed again at a time
   int64_t rows() const {
     const int64_t tape = taped() * saved + (taped() + 1) * states;
-    return series + 2 * states + parameters * 4 + constants + outputs + temporaries + tape + kLinearRows;
+    const int64_t normalised = normed < 0 ? 0 : 2 * taped() + 2;  // and their gradients, and sums of these
+    return series + 2 * states + parameters * 4 + constants + outputs + temporaries + tape + kLinearRows + normalised;
   }
 };
 

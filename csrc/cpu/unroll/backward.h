@@ -265,7 +265,11 @@ struct BackwardBlock {
     if constexpr (std::is_same_v<A, float>) {
       for (int k = 0; k < steps; ++k) {
         const int64_t step = t + k;
-        add_to_sums(norm->channels, first, n, rows.grad_x[k], from_mean[step % kCheckpoint], norm->sums_of(step));
+        const float *const grad = rows.grad_x[k], *const differences = from_mean[step % kCheckpoint];
+        add_to_sums(norm->channels, first, n, norm->sums_of(step), [=]<typename V>(int64_t i, V& s, V& t) {
+          s = lanes_at<V>(grad + i);
+          t = s * lanes_at<V>(differences + i);
+        });
         if (grad_x == nullptr || (in_place<S, A>(n) && !stream)) continue;
         put_row(grad_x + k * p.N, n, rows.grad_x[k], stream);
       }

@@ -12,15 +12,18 @@ namespace {
 
 // Normalises neurons first to first + n - 1 of step t as the kernels of batch normalisation do, so that no spike
 // differs from what it is with these kernels before the neurons. They write their result in the dtype of x.
-// `from_mean`: takes x - mean; or nullptr.
+// `from_mean`: takes x - mean; or nullptr. `steps`: so many, whose rows lie `x_stride` and `stride` apart, have the
+// same numbers.
 inline void normalise(const Normalised& norm, const float* x, int64_t t, int64_t first, int n, float* to,
-                      float* from_mean) {
+                      float* from_mean, int64_t steps = 1, int64_t x_stride = 0, int64_t stride = 0) {
   const float* const numbers[] = {norm.row(t, Normalised::kMean), norm.row(t, Normalised::kScale),
                                   norm.row(t, Normalised::kBias)};
   each_of_channels(norm.channels, numbers, first, n, true, [&]<typename V>(int i, const V(&of)[3]) {
-    const V difference = lanes_at<V>(x + i) - of[0];
-    put_lanes(to + i, difference * of[1] + of[2]);
-    if (from_mean != nullptr) put_lanes(from_mean + i, difference);
+    for (int64_t k = 0; k < steps; ++k) {
+      const V difference = lanes_at<V>(x + k * x_stride + i) - of[0];
+      put_lanes(to + k * stride + i, difference * of[1] + of[2]);
+      if (from_mean != nullptr) put_lanes(from_mean + k * stride + i, difference);
+    }
   });
 }
 
@@ -65,18 +68,17 @@ inline double total(int n, const float* values) {
   return halves[0];
 }
 
-// Adds rows of lanes to the sums of channels. `turn`: the lanes belong to so many channels in turns.
-inline void add_rows(const float* grad, const float* from_mean, int64_t count, int64_t stride, int64_t lanes,
-                     int64_t turn, double* sums, int64_t C) {
+// Adds two terms of rows of lanes to the sums of channels. `turn`: the lanes belong to so many channels in turns.
+// `terms(i, s, t)`: those of the lanes from i on.
+template <typename Terms>
+void add_rows(int64_t count, int64_t lanes, int64_t turn, double* sums, int64_t C, Terms&& terms) {
   constexpr int kMost = 512;
   float a[kMost], b[kMost];
   for (int64_t at = 0; at < lanes && count > 0; at += kMost) {  // more lanes are one turn
     const int some = static_cast<int>(lanes - at < kMost ? lanes - at : kMost);
     const int channels = static_cast<int>(turn < some ? turn : some);
-    sum_rows<float>(some, count, a, b, [&]<typename V>(int64_t r, int lane, V& s, V& t) {
-      s = lanes_at<V>(grad + r * stride + at + lane);
-      t = s * lanes_at<V>(from_mean + r * stride + at + lane);
-    });
+    sum_rows<float>(some, count, a, b,
+                    [&](int64_t r, int lane, auto& s, auto& t) { terms(r * lanes + at + lane, s, t); });
     if (turn == 1) {
       sums[0] += total(some, a);
       sums[C] += total(some, b);
@@ -89,14 +91,14 @@ inline void add_rows(const float* grad, const float* from_mean, int64_t count, i
   }
 }
 
-// Adds gradients of neurons first to first + n - 1 of a step, and their products with x - mean, to the sums of their
-// channels. What is added in float32 depends on nothing but these numbers.
-inline void add_to_sums(const Channels& channels, int64_t first, int n, const float* grad, const float* from_mean,
-                        double* sums) {
+// Adds two terms of neurons first to first + n - 1 of a step to the sums of their channels. What is added in float32
+// depends on nothing but these numbers.
+template <typename Terms>
+void add_to_sums(const Channels& channels, int64_t first, int n, double* sums, Terms&& terms) {
   const auto [C, inner] = channels;
   int64_t i = 0;
   const auto add = [&, C = C](int64_t count, int64_t lanes, int64_t turn, int64_t channel) {
-    add_rows(grad + i, from_mean + i, count, lanes, lanes, turn, sums + channel, C);
+    add_rows(count, lanes, turn, sums + channel, C, [&](int64_t lane, auto& s, auto& t) { terms(i + lane, s, t); });
     i += count * lanes;
   };
   if (inner == 1) {

@@ -1,21 +1,23 @@
-"""A batch normalisation in training that only an unroll reads becomes a part of it, if there are kernels for both.
+"""A batch normalisation in training that only an unroll or a program reads becomes a part of it, if kernels take both.
 
 So does the pooling that alone reads the spikes of the two.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from snnfast._core.norm import Norm, Pool
 from snnfast._core.ops import has_cpu_kernels, has_norm
-from snnfast._images.batch_norm import batch_norm, update_averages
+from snnfast._images.batch_norm import batch_norm, in_any_order, update_averages
 from snnfast._images.pool2d import avg_pool2d, max_pool2d, windows
-from snnfast._unroll.call import Norm, Pool
 from snnfast._unroll.graph import unroll_steps
-from snnfast.compiler.calls import arguments, name_of, value
+from snnfast.compiler.calls import arguments, aten, name_of, value
 from snnfast.compiler.writer import Writer
 
 
@@ -23,11 +25,31 @@ def normed_unroll_steps(
     x: Tensor, norm: tuple[Any, ...], neuron: str, *asked: Any, pool: tuple[int, ...] | None = None
 ) -> list[Tensor | None]:
     """``unroll_steps(neuron, batch_norm(x, *norm), *asked)``, and a pooling of its spikes by windows."""
-    weight, bias, *running, eps = norm
-    update = partial(update_averages, tuple(running))
     pooled = None if pool is None else Pool(pool, partial(_pool, pool))
-    of_both = Norm(weight, bias, eps, False, update, lambda x: batch_norm(x, *norm), pooled)
+    of_both = _of_each_step(*norm)._replace(pool=pooled)
     return unroll_steps(neuron, x, *asked, norm=of_both)  # type: ignore[misc]
+
+
+def _of_each_step(weight: Tensor | None, bias: Tensor | None, *averages: Any) -> Norm:
+    """``batch_norm`` of these arguments behind its first."""
+    *running, eps = averages
+    update = partial(update_averages, tuple(running))
+    return Norm(weight, bias, eps, False, update, lambda x: batch_norm(x, weight, bias, *averages))
+
+
+def _of_all_steps(weight: Tensor | None, bias: Tensor | None, *others: Any) -> Norm:
+    """``aten.batch_norm`` in training of these arguments behind its first, of all steps as one batch."""
+    mean, variance, _, momentum, eps, _ = others
+    update = partial(update_averages, (mean, variance, momentum))
+
+    def by_itself(x: Tensor) -> Tensor:
+        turned = x.stride(0) < x.stride(1)  # the samples are outermost in memory
+        batches = x.transpose(0, 1) if turned else x
+        y = in_any_order(batches.flatten(0, 1), weight, bias, *others)
+        y = y.reshape(*batches.shape)
+        return y.transpose(0, 1) if turned else y
+
+    return Norm(weight, bias, eps, True, update, by_itself)
 
 
 def _pool(windows: tuple[int, ...], spk: Tensor) -> Tensor:
@@ -48,12 +70,8 @@ def fuse_norm(writer: Writer, unroll: Node) -> bool:
         return False
     if has_linear and has_cpu_kernels(device):  # it takes the spikes as bits
         return False
-    averages = {a for a in pytree.tree_leaves(norm.args[3:5]) if isinstance(a, Node)}  # which the call changes
-    node = norm.next
-    while node is not unroll:
-        if node in writer.effects or averages.intersection(node.all_input_nodes):
-            return False
-        node = node.next
+    if not _can_wait(writer, norm, unroll):
+        return False
     x, *others = norm.args
     unroll.args = (x, tuple(others), unroll.args[0], *unroll.args[2:])
     unroll.target = normed_unroll_steps
@@ -61,6 +79,60 @@ def fuse_norm(writer: Writer, unroll: Node) -> bool:
     writer.effects.add(unroll)
     writer.graph.erase_node(norm)
     return True
+
+
+def _can_wait(writer: Writer, norm: Node, reader: Node) -> bool:
+    """Whether a batch normalisation changes its running averages as well where its result is read."""
+    averages = {a for a in pytree.tree_leaves(norm.args[3:5]) if isinstance(a, Node)}
+    node = norm.next
+    while node is not reader:
+        if node in writer.effects or averages.intersection(node.all_input_nodes):
+            return False
+        node = node.next
+    return True
+
+
+def fuse_norm_of_series(writer: Writer, node: Node, every: Sequence[Node]) -> tuple[int, Callable[..., Norm]] | None:
+    """Let the batch normalisation before one of the series of a program become a part of it.
+
+    Returns the number of the series, and what makes a ``Norm`` of the arguments that the program is given more; or
+    ``None``, if no normalisation fits.
+    """
+    for series in every:
+        norm = _norm_before(series)
+        if norm is None or norm.meta["context"] != node.meta["context"] or not has_cpu_kernels(value(norm).device):
+            continue
+        if value(norm).dtype != torch.float32 or not _can_wait(writer, norm, node):
+            continue
+        x: Any = norm.args[0]
+        number = node.args.index(series)
+        node.args = (*node.args, *norm.args[1:])
+        norm.replace_all_uses_with(x)  # the calls between the two are views
+        writer.effects.discard(norm)
+        writer.effects.add(node)
+        writer.graph.erase_node(norm)
+        return number, _of_each_step if norm is series else _of_all_steps
+    return None
+
+
+def _norm_before(series: Node) -> Node | None:
+    """The batch normalisation whose result a series ``[T, B, C, *]`` is: of each step, or of all of them as one batch.
+
+    Nobody else reads it.
+    """
+    calls = [series]
+    if series.target in (aten.movedim.int, aten.transpose.int) and set(series.args[1:]) == {0, 1}:
+        calls.append(cast(Node, series.args[0]))
+    if name_of(calls[-1].target) in ("view", "reshape", "unflatten"):
+        calls.append(cast(Node, calls[-1].args[0]))
+    norm = calls[-1]
+    if any(len(node.users) > 1 for node in calls):
+        return None
+    if norm.target is batch_norm:
+        return norm if norm is series else None
+    given = arguments(norm) if norm.target is aten.batch_norm.default else {"training": False}
+    of_all = given["training"] is True and isinstance(given["momentum"], float)
+    return norm if of_all and value(series).shape[2:] == value(norm).shape[1:] else None
 
 
 def fuse_pool(writer: Writer, unroll: Node, spk: Node) -> bool:

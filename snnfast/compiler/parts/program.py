@@ -4,7 +4,7 @@ The calls of one step are a step function. ``snnfast._program`` makes a program 
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast._core.linear import Linear
+from snnfast._core.norm import Norm
 from snnfast._program.between import Between, Product, Source
 from snnfast._program.between import Part as Layered
 from snnfast._program.between import unroll as unroll_between
@@ -32,6 +33,7 @@ from snnfast.compiler.emit import Emitter
 from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.loop import Each, Of, Same, Statement
 from snnfast.compiler.lower.linear import fuse_linear
+from snnfast.compiler.lower.norm import fuse_norm_of_series
 from snnfast.compiler.parts.base import Part, at_line
 from snnfast.compiler.parts.between import Layer, is_piece, layers_of
 from snnfast.compiler.parts.whole import check_whole
@@ -64,7 +66,7 @@ class Program(Part):
         self.args: dict[Statement, list[Any]] = {}
         own = [s for s in statements if s not in products]
         self.layers = [Layer(own, {}, self.samples)]
-        self.fused = False
+        self.fused = self.normed = False
         self._call: Any = None
         self._results: dict[int, Node] = {}
 
@@ -330,6 +332,15 @@ class Program(Part):
         made = node.target = Unrolled(self, [outputs[i] for i in chosen])
         if made.program is None:
             return
+        self.fused = self._fuse_linear(node, made, to)
+        found = fuse_norm_of_series(to, node, made.series(node))
+        if found is not None:
+            made.normed, made.norm = found
+            self.normed = True
+
+    def _fuse_linear(self, node: Node, made: "Unrolled", to: Emitter) -> bool:
+        """Let the linear layer that alone reads an output become a part of the call, and return whether it did."""
+        assert made.program is not None
         binary = made.program.binary(self.dtype, len(self.shape))
         users: dict[Any, Any] = {user: user.args[1] for user in node.users if user.args[1] in range(len(binary))}
         for user, number in sorted(users.items(), key=lambda entry: not binary[entry[1]]):  # bits gain the most
@@ -338,12 +349,12 @@ class Program(Part):
                 *weights, dims = linear
                 node.args = (*node.args, *weights)
                 made.output, made.dims = number, dims
-                self.fused = True
-                return
+                return True
+        return False
 
     def describe(self) -> Iterator[str]:
         name = f"{self.steps} steps of {len(self.statements)} calls{at_line(self.samples[self.statements[0]])}"
-        how = ", with the linear behind it" * self.fused
+        how = ", with the batch normalisation before it" * self.normed + ", with the linear behind it" * self.fused
         if self.products:
             calls = sorted({name_of(p.node.target) for layer in self.layers for p in layer.products})
             how = f", with {' and '.join(calls)} between its steps"
@@ -354,8 +365,10 @@ class Unrolled:
     """All steps of a program as a function of the inputs, the first states and what is constant.
 
     Attributes:
-        output: The one that a linear layer alone reads. Its weight and bias are then the last arguments.
+        output: The one that a linear layer alone reads. Its weight and bias are then the next arguments.
         dims: How many dimensions of a step, from the last, are the inputs of this layer; 0 where there is none.
+        normed: The input before which there is a batch normalisation, whose other arguments are then the last ones.
+        norm: Makes what it is of these; ``None`` where there is none.
     """
 
     __name__ = __qualname__ = "recurrence"
@@ -364,7 +377,8 @@ class Unrolled:
         self.between = part.between(outputs) if part.products else None
         self.program = None if part.products else part.step_program(part.layers[0], outputs)
         self.shape = part.shape
-        self.output = self.dims = 0
+        self.output = self.dims = self.normed = 0
+        self.norm: Callable[..., Norm] | None = None
 
     def series(self, node: Node) -> list[Any]:
         """The inputs of a node that calls it, without those that have fewer dimensions than a step."""
@@ -377,10 +391,13 @@ class Unrolled:
         if self.program is None:
             assert self.between is not None
             return unroll_between(self.between, tensors, steps)
-        if not self.dims:
-            return self.program.unroll(*tensors, steps=steps)
-        *given, weight, bias = tensors
-        return self.program.unroll(*given, steps=steps, output=self.output, linear=Linear(weight, bias, self.dims))
+        inputs, states, constants = self.program.counts
+        given, rest = tensors[: inputs + states + constants], list(tensors[inputs + states + constants :])
+        linear = Linear(rest.pop(0), rest.pop(0), self.dims) if self.dims else None
+        norm = None if self.norm is None else self.norm(*rest)
+        return self.program.unroll(
+            *given, steps=steps, output=self.output, linear=linear, normed=self.normed, norm=norm
+        )
 
 
 def _with_rank(whole: Node, rank: int, to: Emitter) -> Node:
