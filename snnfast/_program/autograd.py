@@ -56,9 +56,9 @@ class Run(torch.autograd.Function):
             call.steps,
             neurons,
             call.samples,
-            call.of_channels(numbers),
             keep,
             call.output if call.bits else -1,
+            call.of_channels(numbers),
         )
         checkpoints = found.pop() if keep else None
         read = None

@@ -43,9 +43,9 @@ class Engine:
         steps: int,
         neurons: int,
         samples: int,  # whose steps lie together, which only the kernels of the CPU take
-        normed: tuple[Tensor | None, int, int],  # which only the kernels of the CPU normalise
         keep: bool,
-        bits: int = -1,  # which output is returned as bits: none, which only the kernels of the CPU write
+        bits: int,  # which output is returned as bits: none, which only the kernels of the CPU write
+        normed: tuple[Tensor | None, int, int],  # the series that only the kernels of the CPU normalise
     ) -> list[Tensor]:
         assert bits == -1
         assert normed[0] is None

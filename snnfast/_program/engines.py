@@ -50,7 +50,7 @@ class _CpuEngine:
         return code.parameters(given, code.fixed)
 
     def forward(self, code: Code, like: Tensor, *arguments: Any) -> list[Tensor]:
-        *tensors, steps, neurons, samples, normed, keep, bits = arguments
+        *tensors, steps, neurons, samples, keep, bits, normed = arguments
         words, constants = code.words, code.constants
         of_call = steps, neurons, keep, bits, samples, *normed
         found = torch.ops.snnfast.program_forward(like, *tensors, words, constants, *of_call)
