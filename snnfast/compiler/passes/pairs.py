@@ -231,7 +231,7 @@ def _div(call: _Call, x: _Pair, number: float) -> _Pair:
 
 
 def _each(target: Any) -> Callable[..., _Pair]:
-    """The same call of either part."""
+    """One call of each of the two parts."""
     return lambda call, x, *others: _Pair(call(target, x.real, *others), call(target, x.imag, *others))
 
 
