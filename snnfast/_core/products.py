@@ -23,8 +23,8 @@ _LEAST = 1 << 23
 _LEAST_SIZE = 8
 """The fewest rows and columns of a result. A product with fewer reads its matrices, and does little besides."""
 
-_LEAST_COLUMNS = 128
-"""The fewest of a result that sums over rows, as the gradient of a weight does: oneDNN turns the rows first."""
+_LEAST_WIDTH = 128
+"""The least of the longer side of a result that sums over rows, as a weight's gradient: oneDNN turns them first."""
 
 
 @cache
@@ -55,13 +55,22 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
 
 def mm(x: Tensor, y: Tensor) -> Tensor:
     """``torch.mm``, up to the rounding of its sums; for a backward pass that is not differentiated."""
-    return _product(x, y.t()) if is_faster(x, y) else torch.mm(x, y)
+    if not is_faster(x, y):
+        return torch.mm(x, y)
+    if _sums_rows(x) and y.shape[1] < x.shape[0]:  # what is turned first is then the narrower of the two
+        return _product(y.t(), x).t().contiguous()
+    return _product(x, y.t())
 
 
 def is_faster(x: Tensor, y: Tensor) -> bool:
     """Whether :func:`mm` gives the product of two matrices to oneDNN."""
-    sums_rows = x.stride(0) == 1 and x.shape[0] > 1
-    return _takes(x, y, y.shape[1], y.shape[0]) and (y.shape[1] >= _LEAST_COLUMNS or not sums_rows)
+    is_wide = not _sums_rows(x) or max(x.shape[0], y.shape[1]) >= _LEAST_WIDTH
+    return is_wide and _takes(x, y, y.shape[1], y.shape[0])
+
+
+def _sums_rows(x: Tensor) -> bool:
+    """Whether the products with a matrix are of its columns in memory, as for the gradient of a weight."""
+    return x.stride(0) == 1 and x.shape[0] > 1
 
 
 def _takes(x: Tensor, weight: Tensor, outputs: int, inputs: int) -> bool:
