@@ -26,6 +26,9 @@ _LEAST_SIZE = 8
 _LEAST_WIDTH = 128
 """The least of the longer side of a result that sums over rows, as a weight's gradient: oneDNN turns them first."""
 
+_WIDE = 256
+"""From so many columns on, the turned result would be another large matrix, and take as long."""
+
 
 @cache
 def has_wider() -> bool:
@@ -57,7 +60,8 @@ def mm(x: Tensor, y: Tensor) -> Tensor:
     """``torch.mm``, up to the rounding of its sums; for a backward pass that is not differentiated."""
     if not is_faster(x, y):
         return torch.mm(x, y)
-    if _sums_rows(x) and y.shape[1] < x.shape[0]:  # what is turned first is then the narrower of the two
+    # oneDNN turns the second matrix first. Where that is the wide one of the two, they change places.
+    if _sums_rows(x) and y.shape[1] < min(x.shape[0], _WIDE):
         return _product(y.t(), x).t().contiguous()
     return _product(x, y.t())
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import assert_all_close, assert_close
+from helpers import assert_all_bits_equal, assert_all_close, assert_close
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -72,6 +72,25 @@ def test_products_and_gradients_are_those_in_float64(
     assert len(by_onednn) == 1 + sum(needs[:2])
 
 
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this PyTorch has no MKL")
+def test_products_round_a_little_more_than_mkls_and_alike_for_any_number_of_threads(by_onednn: list[Any]) -> None:
+    torch.manual_seed(0)
+    x, weight, grad = torch.randn(640, 784), torch.randn(256, 784), torch.randn(640, 256)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append((linear(x, weight), mm(grad, weight), mm(grad.t(), x)))
+    finally:
+        torch.set_num_threads(before)
+    assert len(by_onednn) == 6
+    assert_all_bits_equal(*results)
+    for found, (a, b) in zip(results[0], ((x, weight.t()), (grad, weight), (grad.t(), x)), strict=True):
+        exact = a.double() @ b.double()
+        ours, theirs = ((t.double() - exact).square().mean().sqrt() for t in (found, a @ b))
+        assert ours <= 3 * theirs
+
+
 def test_second_derivatives_are_pytorchs(by_onednn: list[Any]) -> None:
     x, weight, bias = tensors()
     results = []
@@ -116,7 +135,7 @@ def test_a_product_is_pytorchs_where_onednn_is_not_to_compute_it(by_onednn: list
 
 
 @pytest.mark.parametrize(("outputs", "inputs", "given"), [
-    (64, 256, [(64, 256, 4096)]), (256, 64, [(64, 256, 4096)]), (64, 64, []),
+    (64, 256, [(64, 256, 4096)]), (256, 64, [(64, 256, 4096)]), (512, 256, [(512, 256, 4096)]), (64, 64, []),
 ])  # fmt: skip
 def test_a_sum_over_rows_is_onednns_where_a_side_is_long(
     outputs: int, inputs: int, given: list[Any], by_onednn: list[Any]
