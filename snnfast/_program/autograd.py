@@ -10,8 +10,7 @@ from snnfast._core import ops
 from snnfast._core.autograd import differentiable
 from snnfast._core.linear import FEW_OUTPUTS, Linear, flat_bits, weight_gradient
 from snnfast._core.norm import currents
-from snnfast._core.products import linear as linear_of
-from snnfast._core.products import mm
+from snnfast._core.products import linear, mm
 from snnfast._core.pytorch import not_compiled_alone
 from snnfast._program.call import Call, flat_parameters, rows_of, split, summed
 from snnfast._program.code import Codes
@@ -68,7 +67,7 @@ class Run(torch.autograd.Function):
                 found[call.output] = ops.spikes_linear(read, weight, bias, _ONE, call.steps)
             else:
                 read = found[call.output].view(call.steps, -1, weight.shape[1])
-                found[call.output] = linear_of(read, weight, bias)
+                found[call.output] = linear(read, weight, bias)
             if not needs[6]:
                 read = None  # only the gradient of the weight reads it
         ctx.again, ctx.codes, ctx.call = again, codes, call
@@ -78,8 +77,8 @@ class Run(torch.autograd.Function):
             tensors = (*series, *states, *buffers)
         ctx.save_for_backward(numbers, norm_weight, norm_bias, weight, bias, *tensors, read, checkpoints)
         results = tuple(t if i == call.output else call.shaped(t) for i, t in enumerate(found))
-        differentiable = enumerate(codes.trace.differentiable)
-        ctx.mark_non_differentiable(*(results[i] for i, need in differentiable if not need and i != call.output))
+        have_gradients = enumerate(codes.trace.differentiable)
+        ctx.mark_non_differentiable(*(results[i] for i, has in have_gradients if not has and i != call.output))
         return results
 
     @staticmethod
@@ -157,12 +156,13 @@ def _through_linear(ctx: Any, grad: Tensor, read: Any, weight: Tensor) -> tuple[
 
     Where the layer has few outputs, the kernels make the first of these themselves, and ``grad`` is in its place.
     """
-    call, (*before, needs_weight, needs_bias), needs = ctx.call, ctx.needs_input_grad[4:8], ctx.needs_input_grad[8:]
+    call, (*needs, needs_weight, needs_bias) = ctx.call, ctx.needs_input_grad[4:_TENSORS]
+    reaches = any((*needs, *ctx.needs_input_grad[_TENSORS:]))
     grad = grad.reshape(call.steps, -1, grad.shape[-1]).contiguous()
     of_output = None
-    if any((*before, *needs)) and grad.shape[-1] <= FEW_OUTPUTS:
+    if reaches and grad.shape[-1] <= FEW_OUTPUTS:
         of_output = grad
-    elif any((*before, *needs)):
+    elif reaches:
         of_output = mm(grad.flatten(0, 1), weight).view(call.steps, *call.shape)
     of_weight = None
     if needs_weight and call.bits:

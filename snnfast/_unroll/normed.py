@@ -21,7 +21,7 @@ from torch import Tensor
 from snnfast import surrogate
 from snnfast._core import backend, ops
 from snnfast._core.autograd import differentiable
-from snnfast._core.norm import Norm, Pool, affine, currents, fits, numbers_of
+from snnfast._core.norm import Norm, Pool, currents, fits, numbers_of
 from snnfast._core.ops import NORM_RESETS, RESET_DELAY_AT, RESET_MECHANISMS, SEQUENCE, SURROGATE_AT, Neuron
 from snnfast._core.order import LEAST_CHANNELS, dense_steps
 from snnfast._core.pytorch import not_compiled_alone
@@ -30,7 +30,7 @@ from snnfast._unroll.autograd import unmoved
 from snnfast._unroll.call import Options, UnrollCall, make_request
 from snnfast.surrogate import DISABLED
 
-__all__ = ["affine", "currents", "reference", "unroll"]
+__all__ = ["reference", "unroll"]
 
 _MOST_STEPS = 16
 """The kernels of CUDA hold all steps in registers."""

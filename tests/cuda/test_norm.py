@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import snnfast
 from snnfast import MultiStep, spikingjelly, surrogate
 from snnfast._core import ops
+from snnfast._core.norm import Norm, affine
 from snnfast._unroll import normed
 from snnfast.spikingjelly import functional
 from snnfast.spikingjelly import layer as jelly
@@ -131,7 +132,7 @@ def test_statistics_are_those_of_float64(over_time: bool, device: torch.device) 
     ):
         norm = norm_of(x)
         numbers, variance = ops.norm_ops.norm_statistics(x, norm.weight.data, norm.bias.data, norm.eps, over_time)
-        scale, shift, _ = normed.affine(x, norm.weight, norm.bias, norm.eps, over_time)
+        scale, shift, _ = affine(x, norm.weight, norm.bias, norm.eps, over_time)
         dims = [d for d in range(x.dim()) if d != 2 and (d != 0 or over_time)]
         var, mean = torch.var_mean(x.double(), dims, correction=0)
         for found, wanted in zip((*numbers.unbind(-1)[:3], variance), (scale, shift, mean, var), strict=True):
@@ -313,7 +314,7 @@ def test_what_does_not_fit_runs_one_by_one(name: str, device: torch.device) -> N
 
 @emulated
 def test_steps_of_more_neurons_than_32_bits_count_run_one_by_one(device: torch.device) -> None:
-    norm = normed.Norm(None, None, 1e-5, False, lambda *_: None, lambda x: x)
+    norm = Norm(None, None, 1e-5, False, lambda *_: None, lambda x: x)
     step = torch.zeros(4).as_strided((4, 1 << 13, 2, 1 << 17), (1, 0, 0, 0))
     assert normed._fits(norm, step[..., :-1], on_cpu=False)
     assert not normed._fits(norm, step, on_cpu=False)
