@@ -104,6 +104,8 @@ SNN_API int64_t snnfast_set_stream_bytes(int64_t bytes) { return cpu::set_stream
 
 SNN_API void snnfast_pool_clear() { cpu::pool::clear(); }
 
+SNN_API bool snnfast_pool_owns(const void* buffer) { return cpu::pool::owns(buffer); }
+
 SNN_API uint64_t snnfast_pool_idle_bytes() { return cpu::pool::idle_bytes(); }
 
 // Returns whether there is a limit, and sets `bytes` to it. Without a limit, the pool follows the demand.

@@ -19,6 +19,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "set_isa": (_text, (_text,)),
     "set_stream_bytes": (ctypes.c_int64, (ctypes.c_int64,)),
     "pool_clear": (None, ()),
+    "pool_owns": (ctypes.c_bool, (ctypes.c_void_p,)),
     "pool_idle_bytes": (_count, ()),
     "pool_idle_limit": (ctypes.c_bool, (_count_pointer,)),
     "pool_set_idle_limit": (None, (_count_pointer,)),
@@ -112,6 +113,11 @@ class Library:
     def pool_clear(self) -> None:
         """Return the idle memory of past outputs to the system."""
         self._library.snnfast_pool_clear()
+
+    def pool_owns(self, address: int) -> bool:
+        """Whether the memory at an address is that of an output of ours."""
+        owned: bool = self._library.snnfast_pool_owns(address)
+        return owned
 
     def pool_idle_bytes(self) -> int:
         """Bytes of past outputs that are kept for the next ones."""

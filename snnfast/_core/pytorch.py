@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
+from torch.utils._device import DeviceContext
 from torch.utils.checkpoint import CheckpointFunction
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "covered_recorder",
     "current_graph_task_id",
     "current_recorder",
+    "function_modes_see",
     "hooks_of_saved_tensors",
     "in_reentrant_checkpoint",
     "is_eager_forced",
@@ -101,6 +103,12 @@ def in_reentrant_checkpoint() -> bool:
     while frame is not None and frame.f_code is not _CHECKPOINTED:
         frame = frame.f_back
     return frame is not None
+
+
+def function_modes_see() -> bool:
+    """Whether a ``TorchFunctionMode`` of the program sees calls. That of a default device sees constructors alone."""
+    modes: Any = (torch._C._get_function_stack_at(n) for n in range(torch._C._len_torch_function_stack()))
+    return any(not isinstance(mode, DeviceContext) for mode in modes)
 
 
 def current_recorder() -> Any:

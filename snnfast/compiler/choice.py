@@ -8,7 +8,6 @@ one warning says why. Calls without gradients that are clearly faster as they ar
 
 import math
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,12 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from snnfast._core import backend as _backend
-from snnfast._core.pytorch import current_recorder, in_reentrant_checkpoint, saved_tensors_are_hooked
+from snnfast._core.pytorch import (
+    current_recorder,
+    function_modes_see,
+    in_reentrant_checkpoint,
+    saved_tensors_are_hooked,
+)
 from snnfast.compiler.recording.calls import Recorded, may_record
 from snnfast.compiler.recording.recorder import Recorder
 from snnfast.compiler.report import nothing_to_compile
@@ -130,7 +134,6 @@ class Choice:
         self._dear: set[Any] = set()  # shapes whose calls are traced
         self._trials: dict[Any, _Trial] = {}  # of shapes without the first size, which may be the number of steps
         self._as_it_is: set[bool] = set()
-        self._lock = threading.RLock()  # a network that holds states has those of one recorded call at a time
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         grad = torch.is_grad_enabled()
@@ -150,7 +153,9 @@ class Choice:
 
     def _choose(self, recorded: Recorded, grad: bool, args: Any, kwargs: Any) -> Any:
         if not may_record():
-            if saved_tensors_are_hooked() or in_reentrant_checkpoint():
+            if function_modes_see():
+                self._warn("runs as it is under a TorchFunctionMode, which sees each call")
+            elif saved_tensors_are_hooked() or in_reentrant_checkpoint():
                 self._warn('runs as it is in a checkpoint, and under other hooks of saved tensors, unless by="tracing"')
             return self._function(*args, **kwargs)
         if self._traced is not None and self._in_vain[grad] >= self._patience[grad]:
@@ -158,17 +163,16 @@ class Choice:
         shapes = (grad, *_shapes_of(args), *_shapes_of(kwargs.values()))
         if self._traced is not None and shapes in self._dear and self._traced.pays(grad) is not False:
             return self._traced.attempt(args, kwargs)[0]
-        with self._lock:
-            trial = self._trial_of(shapes) if not grad and self._traced is not None and _on_cpu(args, kwargs) else None
-            start = time.perf_counter()
-            if trial is not None and trial.runs_as_it_is:
-                result = self._function(*args, **kwargs)
-                self._count(None, time.perf_counter() - start, shapes, trial)
-                return result
-            result, recorder = recorded(*args, **kwargs)
-            if not recorder.learns:
-                self._count(recorder, time.perf_counter() - start, shapes, trial)
-            self._judge(recorder, grad)
+        trial = self._trial_of(shapes) if not grad and self._traced is not None and _on_cpu(args, kwargs) else None
+        start = time.perf_counter()
+        if trial is not None and trial.runs_as_it_is:
+            result = self._function(*args, **kwargs)
+            self._count(None, time.perf_counter() - start, shapes, trial)
+            return result
+        result, recorder = recorded(*args, **kwargs)
+        if not recorder.learns:
+            self._count(recorder, time.perf_counter() - start, shapes, trial)
+        self._judge(recorder, grad)
         return result
 
     def _trial_of(self, shapes: Any) -> _Trial:

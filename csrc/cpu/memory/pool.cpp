@@ -193,6 +193,12 @@ void clear() {
   trim_to(0);
 }
 
+bool owns(const void* buffer) {
+  Pool& pool = the_pool();
+  const std::lock_guard lock(pool.mutex);
+  return pool.sizes.count(const_cast<void*>(buffer)) != 0;
+}
+
 size_t idle_bytes() {
   Pool& pool = the_pool();
   const std::lock_guard lock(pool.mutex);

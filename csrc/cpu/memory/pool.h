@@ -24,6 +24,7 @@ using Buffer = std::unique_ptr<char[], GiveBack>;
 Buffer take(size_t bytes);  // aligned to at least 64 bytes; nullptr if memory is short
 void clear();               // returns all idle memory to the system
 
+bool owns(const void* buffer);  // whether it is one that was taken
 size_t idle_bytes();
 std::optional<size_t> idle_limit();
 void set_idle_limit(std::optional<size_t> bytes);  // nullopt, the default: the pool follows the demand

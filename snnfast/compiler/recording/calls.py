@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from snnfast._core import backend as _backend
 from snnfast._core.pytorch import (
     current_graph_task_id,
     current_recorder,
+    function_modes_see,
     in_reentrant_checkpoint,
     is_eager_forced,
     saved_tensors_are_hooked,
@@ -34,7 +36,10 @@ _MOST_FORMS = 16
 """So many forms are kept."""
 
 _MOST_PLANS = 16
-"""So many forms have a plan. Others run call by call."""
+"""So many graphs are made. Other forms run call by call."""
+
+_MOST_KEYS = 64
+"""So many keys of forms are known, with a plan or without one. The oldest is forgotten first."""
 
 
 def run_recorded(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -70,7 +75,7 @@ class _Family:
         self.limits = "" if first.is_general else "few steps"
         self.twins: tuple[Twins, Plan] | None = None
         self.tries = True
-        self.seen: set[Any] = set()
+        self.seen: dict[Any, None] = {}
 
 
 class _Known:
@@ -139,6 +144,7 @@ class Recorded:
         """Call the function. Returns its result, and what recorded it."""
         surroundings = modes(), torch.get_default_dtype(), torch.get_default_device()
         known = self._known.setdefault(surroundings, _Known())
+        known.kinds.trim()
         grad = torch.is_grad_enabled()
         learns = self._learns[grad] or self._explained is not None or verify.is_wanted()
         self._learns[grad] = False
@@ -160,30 +166,49 @@ class Recorded:
     def _run(self, known: _Known, recorder: Recorder, alive: list[int]) -> bool:
         """Run what was recorded by its plan. Returns whether it has one."""
         start = time.perf_counter()
+        with torch.set_grad_enabled(any(kind.grad for kind in recorder.kinds)):  # so that copies of results are recorded
+            with known.kinds.lock:
+                found_plan = self._found(known, recorder, alive)
+            if found_plan is None:
+                return False
+            form, graph = found_plan
+            recorder.seconds += time.perf_counter() - start
+            state = _State(recorder)
+            try:
+                found = graph(*form.inputs_of(recorder.given))
+            except Exception as error:
+                if not state.put_back():
+                    raise
+                # The calls, one by one, raise the loop's error, where the loop raises it.
+                recorder.reasons.append(f"its graph raises {type(error).__name__}")
+                return False
+        recorder.steps += form.steps
+        recorder.deliver(alive, found)
+        return True
+
+    def _found(
+        self, known: _Known, recorder: Recorder, alive: list[int]
+    ) -> tuple[Form, Callable[..., list[Tensor]]] | None:
+        """The form of a record and the graph that runs it; ``None``: there is none."""
         try:
             form = known.form_of(recorder, alive)
             if not form.runs and not recorder.is_whole:
                 raise UnknownFormError("no loop")
         except UnknownFormError as error:
             recorder.reasons.append(str(error))
-            return False
-        with torch.set_grad_enabled(any(call.grad for call in form.calls)):  # so that copies of results are recorded
-            if self._explained is not None:
-                self._tell(form, known, recorder)
-            plan = self._plan_of(form, known, recorder)
-            if isinstance(plan, _NoPlan):
-                recorder.reasons.append(plan.reason)
-                recorder.is_refused |= plan.is_refused and recorder.is_whole
-                return False
-            recorder.seconds += time.perf_counter() - start
-            graph = plan.graph_of(form)
-            if verify.is_wanted():
-                loop = write(form, form.steps, known.kinds, recorder.lines)
-                graph = verify.verified(loop, graph, plan.report)
-            found = graph(*form.inputs_of(recorder.given))
-        recorder.steps += form.steps
-        recorder.deliver(alive, found)
-        return True
+            return None
+        if self._explained is not None:
+            self._tell(form, known, recorder)
+        plan = self._plan_of(form, known, recorder)
+        if isinstance(plan, _NoPlan):
+            recorder.reasons.append(plan.reason)
+            recorder.is_refused |= plan.is_refused and recorder.is_whole
+            return None
+        graph = plan.graph_of(form)
+        if verify.is_wanted():
+            loop = write(form, form.steps, known.kinds, recorder.lines)
+            graph = verify.verified(loop, graph, plan.report)
+        return form, graph
 
     def _plan_of(self, form: Form, known: _Known, recorder: Recorder) -> Plan | _NoPlan:
         """The plan of a form, or why there is none."""
@@ -195,7 +220,7 @@ class Recorded:
         family = known.families.get(told.structure)
         if family is not None and family.twins is not None and (batch := family.twins[0].fits(told, form)) is not None:
             plan = family.twins[1]._replace(batch=(batch,))
-            known.plans[keys[not plan.is_general]] = plan
+            _enter(known.plans, keys[not plan.is_general], plan)
             return plan
         # Tracing is for one number of steps at a time.
         varies = family is not None and form.steps != family.first.steps
@@ -203,7 +228,7 @@ class Recorded:
             return _NoPlan(f"there are {_MOST_PLANS} graphs of it already", is_refused=varies)
         twins = None if family is None else self._twins(form, family)
         if family is not None and twins is None and (key := keys[not family.any_steps]) not in family.seen:
-            family.seen.add(key)
+            _enter(family.seen, key, None)
             return _NoPlan(f"another call like it needs a graph of its own: {family.limits}", is_refused=varies)
         if not recorder.learns:
             recorder.asks_again = True
@@ -220,7 +245,7 @@ class Recorded:
             family.twins = twins, plan
         else:
             plan = self._plan_of_its_own(form, family, known, recorder)
-        known.plans[keys[not (isinstance(plan, _NoPlan) or plan.is_general)]] = plan
+        _enter(known.plans, keys[not (isinstance(plan, _NoPlan) or plan.is_general)], plan)
         return plan
 
     def _twins(self, form: Form, family: _Family) -> Twins | None:
@@ -263,11 +288,13 @@ class Recorded:
 def may_record() -> bool:
     """Whether calls can be recorded here.
 
-    They are not where they are traced, transformed, recorded, in a checkpoint or in a backward pass; where PyTorch is
-    told to compile nothing; or where the reference is chosen, which merges nothing.
+    They are not where they are traced, transformed, recorded, in a checkpoint or in a backward pass; where a mode of the
+    caller sees them, which would see the calls of the graph, too; where PyTorch is told to compile nothing; or where
+    the reference is chosen, which merges nothing.
     """
     return not (
         is_dynamo_compiling()
+        or function_modes_see()
         or _backend.current_backend() == "reference"
         or current_recorder() is not None
         or saved_tensors_are_hooked()
@@ -278,6 +305,44 @@ def may_record() -> bool:
         or is_eager_forced()
         or in_reentrant_checkpoint()
     )
+
+
+class _State:
+    """What a graph that fails may have changed: tensors from outside, and the generator of random numbers.
+
+    Args:
+        recorder: The record of its calls.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        written: dict[int, None] = {}
+        for kind, leaves in zip(recorder.kinds, recorder.leaves, strict=True):
+            if True in kind.writes:
+                written.update({~a: None for a, w in zip(leaves, kind.writes, strict=True) if w and a < 0})
+        raises = any(not kind.waits_freely for kind in set(recorder.kinds))
+        given = [recorder.given[n] for n in written]
+        # A copy is made where an error may come at all.
+        self._written = [(t, t._version, t.detach().clone() if raises else None) for t in given if not t.is_inference()]
+        self._drawn = torch.get_rng_state() if raises else None
+
+    def put_back(self) -> bool:
+        """Undo all changes. Returns whether that could be done."""
+        changed = [(t, copy) for t, version, copy in self._written if t._version != version]
+        if any(copy is None for _, copy in changed):
+            return False
+        with torch.no_grad():
+            for t, copy in changed:
+                t.copy_(copy)
+        if self._drawn is not None:
+            torch.set_rng_state(self._drawn)
+        return True
+
+
+def _enter(known: dict[Any, Any], key: Any, value: Any) -> None:
+    """Enter a key, and forget the oldest one if there are too many."""
+    if len(known) >= _MOST_KEYS and key not in known:
+        known.pop(next(iter(known)), None)
+    known[key] = value
 
 
 def _made(

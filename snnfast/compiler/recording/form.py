@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from snnfast._unroll.checks import out_of_inference
 from snnfast.compiler.emit import LEAST_NUMBER
 from snnfast.compiler.recording.functions import Computed
 from snnfast.compiler.recording.kinds import Hole, Kind
@@ -472,7 +473,10 @@ class Form:
 
     def inputs_of(self, given: Sequence[Tensor]) -> list[Tensor]:
         """The inputs of its graph, of the tensors from outside."""
-        return [torch.stack([given[m] for m in n]) if isinstance(n, list) else given[n] for n in self.inputs]
+        found = [torch.stack([given[m] for m in n]) if isinstance(n, list) else given[n] for n in self.inputs]
+        if torch.is_grad_enabled():  # autograd can save no tensor that was made in inference mode
+            found = [out_of_inference(t) for t in found]
+        return found
 
     def input_at(self, number: int, steps: Sequence[int]) -> Like:
         """An input at other numbers of steps."""

@@ -8,16 +8,19 @@ the class, and finds such a function there.
 import contextlib
 import functools
 import inspect
+import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent import futures
 from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn, random
 from torch._functorch import eager_transforms, vmap
 from torch._higher_order_ops import cond, while_loop
+from torch.autograd import forward_ad
 from torch.autograd.function import Function, FunctionMeta
 from torch.nn.parallel import distributed
 from torch.overrides import _pop_mode_temporarily
@@ -168,10 +171,12 @@ class _Hook:
                 self._dynamo = sys.modules.get("torch._dynamo.eval_frame")
                 if self._dynamo is not None:
                     self._stance = self._dynamo._stance = _Stance(self._dynamo._stance)
-                for module, name, as_it_stands in _RUN_FIRST:
+                for module, name, as_it_stands in _run_first():
                     function = getattr(module, name)
                     self._begins.append((module, name, function))
                     setattr(module, name, _flushed(getattr(function, "__func__", function), as_it_stands))
+                self._begins.append((random, "default_generator", random.default_generator))
+                random.default_generator = _Generator()  # type: ignore[assignment]
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -185,11 +190,16 @@ class _Hook:
                 self._begins.clear()
 
 
-_SEEDS = ("manual_seed", "seed", "initial_seed", "get_rng_state", "set_rng_state")
 _RUN_FIRST = (
     (Tensor, "set_", True),  # which PyTorch calls without asking anybody
     (torch._C._autograd, "_unsafe_set_version_counter", True),
-    *((module, name, True) for module in (torch, torch.random) for name in _SEEDS),
+    *((torch.cuda.random, name, True) for name in ("manual_seed", "manual_seed_all", "set_rng_state", "get_rng_state")),
+    (torch._C, "_set_default_dtype", True),
+    (torch._C, "_set_default_tensor_type", True),
+    (forward_ad, "enter_dual_level", True),
+    (forward_ad, "exit_dual_level", True),
+    (nn.Parameter, "__new__", True),
+    (nn.Buffer, "__new__", True),
     (vmap, "_vmap_increment_nesting", True),
     (eager_transforms, "_grad_increment_nesting", True),
     (eager_transforms, "_jvp_increment_nesting", True),
@@ -203,25 +213,84 @@ _RUN_FIRST = (
     *((checkpoint, name, True) for name in ("_make_saved_tensor",) if hasattr(checkpoint, name)),
     (distributed, "_find_tensors", False),
     *((kind, "__call__", False) for kind in (torch._C.ScriptFunction, torch._C.ScriptMethod)),
+    (threading.Condition, "notify", False),
+    (threading.Condition, "wait", False),
+    (threading.Thread, "start", False),
+    (futures.ThreadPoolExecutor, "submit", False),
 )
 """Functions that need all calls before them to have run, and whether these run one by one, or by a plan as at the end.
 
-They are those of the random numbers, where transforms begin, what compiles a part of the program, what changes or saves
-a tensor unseen, what reads the graph of autograd, where ``DistributedDataParallel`` looks for parameters without use,
-and TorchScript, whose interpreter reads a tensor several times, and its memory.
+They are those of the random numbers, where transforms and forward mode begin, what changes how constructors work, what
+compiles a part of the program, what changes or saves a tensor unseen, what asks for the type of a tensor, what reads
+the graph of autograd, where ``DistributedDataParallel`` looks for parameters without use, TorchScript, whose
+interpreter reads a tensor several times, and its memory, and where another thread begins, is woken or waited for.
 """
+
+_BETWEEN_PROCESSES = (
+    ("multiprocessing.synchronize", "Condition", "notify"),
+    ("multiprocessing.synchronize", "Condition", "wait"),
+    ("multiprocessing.connection", "Connection", "_send_bytes"),
+    ("multiprocessing.connection", "Connection", "_recv_bytes"),
+)
+"""Where another process is told something, or tells something."""
+
+
+def _run_first() -> Iterator[tuple[Any, str, bool]]:
+    yield from _RUN_FIRST
+    for module, kind, name in _BETWEEN_PROCESSES:
+        if module in sys.modules:  # else there is no other process
+            yield getattr(sys.modules[module], kind), name, False
+
+
+class _Generator:
+    """The generator of random numbers, for PyTorch's functions: what was recorded draws before it is asked or seeded."""
+
+    def __getattr__(self, name: str) -> Any:
+        recorder = current_recorder()
+        if recorder is not None:
+            recorder.flush()
+        return getattr(torch._C.default_generator, name)
+
+
+def _before_fork() -> None:
+    recorder = current_recorder()
+    if recorder is not None:
+        recorder.flush(as_it_stands=False)
+
+
+def _in_child() -> None:
+    """A process that was forked inside of a call records nothing of it: what it computes is read by its parent."""
+    for number in range(torch._C._len_torch_function_stack()):
+        mode: Any = torch._C._get_function_stack_at(number)
+        if hasattr(mode, "settle"):
+            mode.is_forked = True
+            mode.settle()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+
+
+def _recorder_on_top() -> Any:
+    """The recorder that takes calls now, or would if it was not paused; ``None``: there is none."""
+    count = torch._C._len_torch_function_stack()
+    mode: Any = torch._C._get_function_stack_at(count - 1) if count else None
+    return mode if hasattr(mode, "settle") else None
 
 
 @functools.cache
 def _flushed(function: Any, as_it_stands: bool) -> Any:
     @functools.wraps(function)
     def flushed(*args: Any, **kwargs: Any) -> Any:
-        recorder = current_recorder()
-        if recorder is None:
+        recorder = _recorder_on_top()
+        if recorder is None or not (recorder.records or recorder.is_paused):
             return function(*args, **kwargs)
         recorder.flush(as_it_stands)
         with _pop_mode_temporarily():
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                recorder.settle()
 
     return flushed
 

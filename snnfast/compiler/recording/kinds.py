@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -10,12 +11,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnfast.compiler.calls import storage_of, tensors_in
 from snnfast.compiler.recording.functions import Applied, read_from_outside
 from snnfast.compiler.recording.later import Later, Like, like_of
 from snnfast.compiler.recording.modes import NONE, entered
+from snnfast.compiler.recording.waiting import MayRaise
 
 
 class NeedsValueError(Exception):
@@ -45,16 +46,6 @@ class Hole:
         return f"_{self.number}"
 
 
-class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees whether random numbers are drawn inside."""
-
-    any = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.any |= torch.Tag.nondeterministic_seeded in func.tags
-        return func(*args, **(kwargs or {}))
-
-
 class Kind:
     """Calls of one function with equal constants, on tensors of which equal things are known.
 
@@ -75,12 +66,16 @@ class Kind:
         same: The number of the argument that it returns; ``"out"``.
         grown: What is known of the first argument afterwards, where its changed.
         direct: Whether it only reads what is known of tensors, and is made at once.
+        draws: Whether it draws random numbers.
         peeks: Whether it is a view that is made without gradients of a tensor that may require one.
+        raises: Whether an error depends on values, other than those of ``ranges``.
+        ranges: Of each leaf that is an index: the leaf, the least number, the first that is too large, and one that
+            stands for no index.
     """
 
     __slots__ = (
-        "aliases", "args", "container", "direct", "func", "grad", "grown", "kwargs", "leaves", "likes", "modes",
-        "only", "peeks", "same", "spec", "tensors", "writes",
+        "aliases", "args", "container", "direct", "draws", "func", "grad", "grown", "kwargs", "leaves", "likes",
+        "modes", "only", "peeks", "raises", "ranges", "same", "spec", "tensors", "writes",
     )  # fmt: skip
 
     def __init__(self, func: Any = None, grad: bool = True, modes: Any = None) -> None:
@@ -97,13 +92,19 @@ class Kind:
         self.container: Any = None
         self.grown: Like | None = None
         self.only: Like | None = None
-        self.direct = self.peeks = False
+        self.direct = self.peeks = self.draws = self.raises = False
+        self.ranges: tuple[tuple[int, int, int, int | None], ...] = ()
 
     def tensors_of(self, found: Any) -> list[Tensor]:
         """The tensors among what a call has returned."""
         if self.spec is None:
             return [found] if self.likes else []
         return [t for t, c in zip(pytree.tree_leaves(found), self.leaves, strict=True) if c is Hole]
+
+    @property
+    def waits_freely(self) -> bool:
+        """Whether nothing that it does can be seen before it runs."""
+        return not (self.draws or self.raises or self.ranges)
 
     @property
     def places(self) -> list[int]:
@@ -130,11 +131,19 @@ def _filled(a: Any, given: list[Any]) -> Any:
     return a
 
 
+_MOST = 4000
+"""So many kinds are known, and a little more at the end of a call."""
+
+_MOST_FUNCTIONS = 64
+"""So many classes of functions are, each with the numbers that it reads."""
+
+
 class Kinds(dict[Any, Kind]):
     """The kinds that are known, by the keys of their calls."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.lock = threading.RLock()  # of what makes kinds and graphs, which threads share
         self._mode: FakeTensorMode | None = None
         self._functions: dict[Any, Applied] = {}
         self._options: dict[int, Any] = {}
@@ -144,6 +153,13 @@ class Kinds(dict[Any, Kind]):
         """The call of an ``autograd.Function`` with these objects among its arguments, for what it reads now."""
         key = cls, objects, read_from_outside(cls)
         return self._functions.setdefault(key, Applied(cls, objects))
+
+    def trim(self) -> None:
+        """Forget all kinds if there are too many: a number or a class of each call is a part of them."""
+        if len(self) > _MOST or len(self._functions) > _MOST_FUNCTIONS:
+            self.clear()
+            self._functions.clear()
+            self._options.clear()
 
     def keep(self, options: Any) -> None:
         """Keep options that are known by their id."""
@@ -161,6 +177,10 @@ class Kinds(dict[Any, Kind]):
         Raises:
             NeedsValueError: The result depends on values, or the function fails.
         """
+        with self.lock:
+            return self._find(func, args, kwargs, grad, modes, ambient, holes)
+
+    def _find(self, func: Any, args: Any, kwargs: Any, grad: bool, modes: Any, ambient: Any, holes: Any) -> Kind:
         kind = Kind(func, grad, modes)
         device = _device_of_moved(func, args, kwargs) if modes is None and ambient == NONE else None
         template = _Template(self.fake if device is None else partial(_without_values, device=_META))
@@ -172,10 +192,10 @@ class Kinds(dict[Any, Kind]):
         given, named = kind.arguments(fakes)
         before = [like_of(t) if isinstance(t, Tensor) else None for t in fakes]
         versions = [_version(t) for t in fakes]
-        draws = _Draws()  # type: ignore[no-untyped-call]
+        seen = MayRaise()
         try:
             fake = contextlib.nullcontext() if device is not None else self._mode or FakeTensorMode()
-            with quiet(), entered(grad, modes, ambient), fake, draws:
+            with quiet(), entered(grad, modes, ambient), fake, seen:
                 found = func(*given, **named)
         except Exception as error:
             raise NeedsValueError(f"{getattr(func, '__name__', func)} raises {type(error).__name__}") from None
@@ -185,11 +205,18 @@ class Kinds(dict[Any, Kind]):
         kind.writes = tuple([v != _version(t) for v, t in zip(versions, fakes, strict=True)])
         kind.aliases = tuple([isinstance(t, Tensor) and storage_of(t) in returned for t in fakes])
         kind.peeks = not grad and any(kind.aliases)
+        kind.draws, kind.raises = seen.draws, seen.raises
+        memory = [storage_of(t) if isinstance(t, Tensor) else None for t in fakes]
+        for index, low, high, ignored in seen.ranges:
+            if (at := storage_of(index)) in memory and index.dtype == fakes[memory.index(at)].dtype:
+                kind.ranges += ((memory.index(at), low, high, ignored),)
+            else:
+                kind.raises = True  # an index that the function computes
         if modes is not None and modes[0] and any(kind.aliases):
             # A fake tensor does not know whether it requires a gradient where other views make it, as in ``view_as``.
             raise NeedsValueError("a view that is made in inference mode")
         if isinstance(func, Applied):
-            func.computes &= not (any(kind.writes) or any(kind.aliases) or draws.any)
+            func.computes &= not (any(kind.writes) or any(kind.aliases) or seen.draws)
         self._describe(kind, found, given, named)
         if device is not None:
             kind.likes = tuple([like.but(device=device) for like in kind.likes])
@@ -199,7 +226,7 @@ class Kinds(dict[Any, Kind]):
                 if t is not given[0] or now.but(requires_grad=like.requires_grad, is_leaf=like.is_leaf) != like:
                     raise NeedsValueError(f"{getattr(func, '__name__', func)} changes what is known of a tensor")
                 kind.grown = now
-        if kind.likes and kind.spec is None and kind.grown is None and not kind.peeks:
+        if kind.likes and kind.spec is None and kind.grown is None and not kind.peeks and kind.waits_freely:
             kind.only = kind.likes[0]
         return kind
 
@@ -300,7 +327,7 @@ class _Template:
         """An argument with holes: ``numbers`` are holes, too, if it is "all", or those of an "index"."""
         t = type(a)
         if isinstance(a, Tensor):
-            like = a.like if isinstance(a, Later) else known_of(a)
+            like = a.later_like if isinstance(a, Later) else known_of(a)
             # One tensor in two places is one fake tensor. So are results of one call at all steps.
             key = like if many else id(a)
             if key not in self._fakes:

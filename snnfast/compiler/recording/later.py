@@ -1,5 +1,6 @@
 """Tensors whose values are not computed yet."""
 
+import weakref
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +18,7 @@ LOW = (1 << AT) - 1
 _make = Tensor._make_wrapper_subclass
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Like:
     """A tensor without its values, as far as it is known. There is one object for all that are equal.
 
@@ -46,12 +47,13 @@ class Like:
         return like(*(others.get(f.name, getattr(self, f.name)) for f in fields(self)))
 
 
-_likes: dict[Any, Like] = {}
+_likes: weakref.WeakValueDictionary[Any, Like] = weakref.WeakValueDictionary()
 
 
 def like(*known: Any) -> Like:
     """The one :class:`Like` of this shape, and so on."""
-    return _likes.get(known) or _likes.setdefault(known, Like(*known))
+    found = _likes.get(known)
+    return _likes.setdefault(known, Like(*known)) if found is None else found
 
 
 class Later(Tensor):
@@ -60,21 +62,21 @@ class Later(Tensor):
     When the call has run, the object becomes a plain tensor with the value, wherever the program keeps it.
 
     Attributes:
-        address: The number of the call, and of the result among those of the call: see ``AT``.
-        like: What is known of it.
-        recorder: The recorder that runs the call.
+        later_address: The number of the call, and of the result among those of the call: see ``AT``.
+        later_like: What is known of it.
+        later_recorder: The recorder that runs the call.
     """
 
-    address: int
-    like: Like
-    recorder: Any
+    later_address: int
+    later_like: Like
+    later_recorder: Any
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     # What PyTorch would ask the recorder for.
-    shape = property(lambda t: torch.Size(t.like.shape))
-    dtype = property(lambda t: t.like.dtype)
-    device = property(lambda t: t.like.device)
+    shape = property(lambda t: torch.Size(t.later_like.shape))
+    dtype = property(lambda t: t.later_like.dtype)
+    device = property(lambda t: t.later_like.device)
     is_nested = False
 
     @classmethod
@@ -85,7 +87,7 @@ class Later(Tensor):
 
         Autograd has let the call pass. It must see the calls that were recorded, and this one again.
         """
-        recorder = next(a.recorder for a in pytree.tree_leaves((args, kwargs)) if type(a) is Later)
+        recorder = next(a.later_recorder for a in pytree.tree_leaves((args, kwargs)) if type(a) is Later)
         with torch._C._ForceDispatchKeyGuard(*recorder.keys), torch.set_grad_enabled(recorder.grad):
             recorder.flush()
             if any(type(a) is Later for a in pytree.tree_leaves((args, kwargs))):
@@ -93,8 +95,8 @@ class Later(Tensor):
             return func(*args, **(kwargs or {}))
 
 
-_OWN = "address", "like", "recorder"
-"""Attributes of a result. The program may set others."""
+_OWN = "later_address", "later_like", "later_recorder"
+"""Attributes of a result. The program may set others, of any common name."""
 
 
 def is_marked(t: Later) -> bool:
@@ -124,8 +126,8 @@ are written by hand has ten such calls a step.
 def _recorded(t: Later, func: Any, usual: Any, args: tuple[Any, ...]) -> Any:
     modes = torch._C._len_torch_function_stack()
     # The program may have kept the method until the tensor was a plain one.
-    if modes and type(t) is Later and torch._C._get_function_stack_at(modes - 1) is t.recorder:
-        found = t.recorder.quickly(func, args, torch.is_grad_enabled())
+    if modes and type(t) is Later and torch._C._get_function_stack_at(modes - 1) is t.later_recorder:
+        found = t.later_recorder.quickly(func, args, torch.is_grad_enabled())
         if found is not None:
             return found
     return usual(*args)
@@ -146,6 +148,8 @@ def _method(name: str) -> Any:
     return method
 
 
+Later.__name__ = Later.__qualname__ = "Tensor"  # as errors of Python and of the program name it
+
 for _name in OPERATORS:
     setattr(Later, _name, _method(_name))
 
@@ -153,7 +157,7 @@ for _name in OPERATORS:
 def later(like: Like, address: int, recorder: Any) -> Later:
     # Autograd would keep one that requires a gradient, so whether it does is not a property of its own.
     made: Later = _make(Later, like.shape, like.stride, dtype=like.dtype, device=like.device)
-    made.address, made.like, made.recorder = address, like, recorder
+    made.later_address, made.later_like, made.later_recorder = address, like, recorder
     return made
 
 

@@ -1,7 +1,9 @@
 """Write down the calls of PyTorch's functions instead of making them."""
 
+import math
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from types import EllipsisType, NoneType
 from typing import Any
@@ -13,7 +15,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
-from snnfast._core.pytorch import hooks_of_saved_tensors, saved_tensors_are_hooked, transforms_are_active, unhooked
+from snnfast._core.pytorch import (
+    hooks_of_saved_tensors,
+    is_forward_mode,
+    saved_tensors_are_hooked,
+    transforms_are_active,
+    unhooked,
+)
 from snnfast._unroll import node, state_gradients
 from snnfast.compiler.calls import as_leaf
 from snnfast.compiler.recording.functions import Applied, Computed
@@ -21,6 +29,7 @@ from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError,
 from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, is_marked, later, like_of
 from snnfast.compiler.recording.lines import Lines, lines_of
 from snnfast.compiler.recording.modes import NONE, any_autocast, entered, infers, modes
+from snnfast.compiler.recording.waiting import Draws, is_in_try, is_shared, range_of
 from snnfast.compiler.sparse import LAYOUTS, as_op, is_product
 from snnfast.surrogate import known_to_kernels
 
@@ -113,6 +122,15 @@ _IN_THE_LIST, _IN_A_TUPLE = _references()
 _MOST_SPARE = 64
 """Results of so many shapes are kept for later calls."""
 
+_MOST_OF_A_SHAPE = 2048
+"""So many of a shape are."""
+
+_SWEEP = 1024
+"""After so many calls, a loop is long enough to look for results that nobody holds before its end."""
+
+_MOST_ENTERED = 16 << 20
+"""So many bytes of frames that nobody else holds wait at most, without gradients."""
+
 
 class Recorder(TorchFunctionMode):
     """The context of a call that is recorded.
@@ -128,6 +146,8 @@ class Recorder(TorchFunctionMode):
         self._known, self._run = kinds, run
         self._spare = kinds.spare
         self.records, self._runs = True, False
+        self.is_paused = self.is_forked = False  # calls are made at once: see ``settle``
+        self._dtype = torch.get_default_dtype()
         self.reasons: list[str] = []  # why calls were made that could not wait, or had no plan
         self.is_refused = False  # tracing it would not help
         self.asks_again = False  # the next call shows whether there is a plan
@@ -154,6 +174,13 @@ class Recorder(TorchFunctionMode):
         self._functions: dict[Any, Applied] = {}
         self._any_grown = False  # a tensor requires a gradient since it was written to
         self._peeked: set[int] = set()  # addresses of tensors with views that follow whether they need a gradient
+        self._swept = 0  # so many calls were looked through for results that nobody holds
+        self._draws = Draws()
+        self._shared: dict[int, Tensor] = {}  # tensors that others see, among the arguments of the call of now
+        self._copies: dict[int, tuple[Tensor, int]] = {}  # such tensors by their ids, and the numbers of their copies
+        self._ranges: dict[tuple[int, int | None], tuple[int, int]] = {}  # of indices among tensors from outside
+        self._writes_integers = False  # so that an index may be another one when it is read
+        self._entered = self._drawn = 0  # bytes of tensors from outside, and of random ones in their place
 
     # ---- calls
 
@@ -180,8 +207,10 @@ class Recorder(TorchFunctionMode):
         for a in args:
             t = type(a)
             if t is Later:
-                key.append(a.like)
-                leaves.append(a.address)
+                if a.later_recorder is not self:
+                    return None
+                key.append(a.later_like)
+                leaves.append(a.later_address)
             elif t is float or t is int:
                 key.append(t)
                 if how is _ALL and (a or t is int):
@@ -243,16 +272,16 @@ class Recorder(TorchFunctionMode):
         key = [neuron, id(options), backend, setting, torch.is_grad_enabled(), modes()]
         leaves: list[int] = []
         for t in (x, *states, *parameters):
-            if type(t) is Later:
-                key.append(t.like)
-                leaves.append(t.address)
+            if type(t) is Later and t.later_recorder is self:
+                key.append(t.later_like)
+                leaves.append(t.later_address)
             elif t is None:
                 key.append(None)
             elif (number := self._numbers.get(id(t))) is not None:
                 key.append(self.likes[number])
                 key.append(number if type(t) is nn.Parameter else None)
                 leaves.append(~number)
-            else:  # a tensor of the caller that is new here
+            else:  # a tensor that is new here
                 return node.step(neuron, options, x, states, parameters, backend)
         spelled = tuple(key)
         kind = self._known.get(spelled)
@@ -305,6 +334,8 @@ class Recorder(TorchFunctionMode):
         return self._made(kind, (), (), {})
 
     def _record(self, func: Any, args: Any, kwargs: Any, grad: bool) -> Any:
+        if self._entered + self._drawn > _MOST_ENTERED and not grad:
+            self._let_go(args)
         key: list[Any] = [func, grad]
         leaves: list[Any] = []
         now = modes()
@@ -340,11 +371,17 @@ class Recorder(TorchFunctionMode):
             self._known[spelled] = kind
         if kind.direct:
             return func(*args, **kwargs)
+        if self._shared and self._is_view_of_shared(kind, leaves):
+            return func(*args, **kwargs)
+        if not kind.waits_freely:
+            self._check(kind, leaves)
         return self._made(kind, tuple(leaves), args, kwargs)
 
     def _known_of(self, t: Any, func: Any) -> bool:
         """Whether a tensor requires a gradient, or is a leaf."""
-        known = t.like if type(t) is Later else self.likes[self._numbers[id(t)]]
+        if type(t) is not Later and id(t) not in self._numbers:  # one that others see, to which no call waits to write
+            return bool(func(t))
+        known = t.later_like if type(t) is Later else self.likes[self._numbers[id(t)]]
         if self._any_grown and not known.requires_grad:
             raise NeedsValueError("requires_grad of a tensor that may share memory with one that was written to")
         return bool(known.requires_grad if func == _REQUIRES_GRAD else known.is_leaf)
@@ -352,12 +389,12 @@ class Recorder(TorchFunctionMode):
     def _is_let_require(self, t: Any, requires_grad: Any = True) -> bool:
         """Whether a result is let require a gradient that did not."""
         return (
-            type(t) is Later and requires_grad is True and not t.like.requires_grad and t.like.dtype.is_floating_point
+            type(t) is Later and requires_grad is True and not t.later_like.requires_grad and t.later_like.dtype.is_floating_point
         )
 
     def _becomes(self, func: Any, t: Later, grad: bool) -> Later:
         """Record ``t.detach_()`` or ``t.requires_grad_()``: the tensor is what ``func`` returns from now on."""
-        if t.address in self._peeked:
+        if t.later_address in self._peeked:
             raise NeedsValueError(
                 f"{func.__name__} of a tensor with a view that was made without gradients, which it changes, too"
             )
@@ -368,13 +405,13 @@ class Recorder(TorchFunctionMode):
         kind = self._known.get(tuple(key))
         if kind is None:
             kind = self._known[tuple(key)] = self._kind(func, (t,), {}, grad, None, (None, ""))
-        before = self.made[t.address >> AT]
+        before = self.made[t.later_address >> AT]
         made = self._made(kind, tuple(leaves), (t,), {})
         if type(before) is tuple:
-            self.made[t.address >> AT] = tuple([None if a is t else a for a in before])
+            self.made[t.later_address >> AT] = tuple([None if a is t else a for a in before])
         else:
-            self.made[t.address >> AT] = None
-        t.address, t.like = made.address, made.like
+            self.made[t.later_address >> AT] = None
+        t.later_address, t.later_like = made.later_address, made.later_like
         self.made[-1] = t
         return t
 
@@ -400,6 +437,9 @@ class Recorder(TorchFunctionMode):
         number = len(self.kinds)
         self.kinds.append(kind)
         self.leaves.append(leaves)
+        if True in kind.writes:
+            written = zip(leaves, kind.writes, strict=True)
+            self._writes_integers |= any(not self._like_at(a).dtype.is_floating_point for a, w in written if w)
         if self.learns:
             self.lines.append(lines_of(sys._getframe(1)))
         if kind.grown is not None:
@@ -428,19 +468,119 @@ class Recorder(TorchFunctionMode):
 
     def _later(self, like: Like, address: int) -> Later:
         spare = self._spare.get(like)
-        if not spare:
+        if not spare and len(self.made) - self._swept >= _SWEEP:
+            self._keep_spare(self._swept)
+            self._swept, spare = len(self.made), self._spare.get(like)
+        try:
+            t = spare.pop()  # type: ignore[union-attr]
+        except (AttributeError, IndexError):  # there is none, or another thread has taken it
             return later(like, address, self)
-        t = spare.pop()
-        t.address, t.recorder = address, self
+        t.later_address, t.later_recorder = address, self
         return t
 
     def _grow(self, t: Any, like: Like) -> None:
         """A tensor requires a gradient from now on: it was written to in place."""
         self._any_grown = True
         if type(t) is Later:
-            t.like = like
+            t.later_like = like
         else:
             self.likes[self._numbers[id(t)]] = like
+
+    # ---- what waits must be seen until it runs
+
+    def settle(self) -> None:
+        """Pause where calls can't wait: in forward mode, under another default dtype, and in a process that was forked.
+
+        What changes these runs all calls before it, and then this.
+        """
+        self.is_paused = self.is_forked or is_forward_mode() or torch.get_default_dtype() != self._dtype
+        self.records = not self.is_paused
+
+    def _is_view_of_shared(self, kind: Kind, leaves: list[Any]) -> bool:
+        """Whether a call is a view of memory that others see, which is made now. Other calls get copies of such memory.
+
+        A tensor that is read again and has not changed is not copied again.
+        """
+        shared, self._shared = self._shared, {}
+        places = [i for i, is_tensor in enumerate(kind.tensors) if is_tensor and ~leaves[i] in shared]
+        if any(kind.aliases[i] or kind.writes[i] for i in places):
+            if any(kind.writes) or any(is_tensor and a >= 0 for a, is_tensor in zip(leaves, kind.tensors, strict=True)):
+                raise NeedsValueError("memory that others see is changed, such as that of an array of NumPy")
+            return True
+        self.records = False
+        try:
+            for i in places:
+                number = ~leaves[i]
+                t = shared[number]
+                before = self._copies.get(id(t))
+                if before is not None and torch.equal(self.given[before[1]], t):
+                    leaves[i] = ~before[1]
+                    continue
+                with torch.set_grad_enabled(t.requires_grad):
+                    self.given[number] = t.clone()
+                self._copies[id(t)] = t, number
+        finally:
+            self.records = True
+        return False
+
+    def _check(self, kind: Kind, leaves: list[Any]) -> None:
+        """Let a call wait that draws random numbers, or that raises an error for some values.
+
+        Raises:
+            NeedsValueError: It can't wait.
+        """
+        raises = kind.raises
+        for place, low, high, ignored in kind.ranges:
+            found = self._range_of(leaves[place], ignored)
+            if found is not None and not (low <= found[0] and found[1] < high):
+                raise NeedsValueError("an index out of range")
+            raises |= found is None
+        if raises and is_in_try(sys._getframe(2)):
+            raise NeedsValueError("an error that depends on values, in a try")
+        if kind.draws:
+            if not self._draws.are_current():
+                raise NeedsValueError("random numbers of another seed")
+            known = kind.likes[0] if kind.likes else self._like_at(leaves[kind.tensors.index(True)])
+            self._draws.wait(known.device)
+            if True not in kind.tensors:
+                self._drawn += math.prod(known.shape) * known.dtype.itemsize
+
+    def _range_of(self, address: int, ignored: int | None) -> tuple[int, int] | None:
+        """Numbers between which an index lies; ``None``: nobody knows before it is computed."""
+        while address >= 0:
+            kind, leaves = self.kinds[address >> AT], self.leaves[address >> AT]
+            bases = [a for a, is_base in zip(leaves, kind.aliases, strict=True) if is_base]
+            if len(bases) != 1 or self._like_at(bases[0]).dtype != self._like_at(address).dtype:
+                return None
+            address = bases[0]
+        key = ~address, ignored
+        if self._writes_integers:
+            return None
+        if key not in self._ranges:
+            self.records = False
+            try:
+                self._ranges[key] = range_of(self.given[~address], ignored)
+            finally:
+                self.records = True
+        return self._ranges[key]
+
+    def _like_at(self, address: int) -> Like:
+        return self.likes[~address] if address < 0 else self.kinds[address >> AT].likes[address & LOW]
+
+    def _let_go(self, args: Any) -> None:
+        """Run what was recorded before a new frame of a stream is read, if many are held here alone.
+
+        A loop over a stream holds one frame at a time.
+        """
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        if tensors and all(type(a) is Later or id(a) in self._numbers for a in tensors):
+            return
+        self._entered = 0
+        for number in range(len(self.given)):
+            t = self.given[number]
+            self._entered += t.nbytes if sys.getrefcount(t) == _IN_THE_LIST else 0
+        if self._entered + self._drawn > _MOST_ENTERED:
+            self.flush(as_it_stands=False)
 
     # ---- the key of a call
 
@@ -448,16 +588,20 @@ class Recorder(TorchFunctionMode):
         """Append what tells one kind of call from another to ``key``, and to ``leaves`` what differs between calls."""
         for a in found:
             t = type(a)
+            if t is Later and a.later_recorder is not self:
+                _run_elsewhere(a)
+                t = type(a)
             if t is Later:
-                key.append(a.like)
-                leaves.append(a.address)
+                key.append(a.later_like)
+                leaves.append(a.later_address)
             elif t in _TENSORS:
                 number = self._numbers.get(id(a))
                 if number is None:
                     number = self._enter(a)
-                key.append(self.likes[number])
+                like = self.likes[number]
+                key.append(like)
                 leaves.append(~number)
-                if t is nn.Parameter:
+                if like.kind is nn.Parameter:
                     key.append(number)
             elif t is float or t is int:
                 key.append(t)
@@ -518,9 +662,16 @@ class Recorder(TorchFunctionMode):
         if t.is_conj() or t.is_neg() or (t.is_complex() and t.layout is not torch.strided):
             raise NeedsValueError("a tensor that is conjugated, or complex and sparse")
         like = known_of(t)
-        number = self._numbers[id(t)] = len(self.given)
+        number = len(self.given)
+        if is_shared(t):
+            self._shared[number] = t
+            if like.requires_grad or like.kind is nn.Parameter:  # a copy is read in its place
+                like = like.but(is_leaf=not like.requires_grad, kind=Tensor)
+        else:
+            self._numbers[id(t)] = number
         self.given.append(t)
         self.likes.append(like)
+        self._entered += t.nbytes
         return number
 
     # ---- running what was recorded
@@ -535,6 +686,7 @@ class Recorder(TorchFunctionMode):
         alive = self._alive()
         before, self.records, self._runs = self.records, False, True
         self.seconds += time.perf_counter() - self._since
+        seed_again = self._draws.put_back()
         try:
             with entered(self.grad, self.ambient, modes()):
                 if as_it_stands or not self._run(self, alive):
@@ -542,7 +694,11 @@ class Recorder(TorchFunctionMode):
                     self.replay(alive)
                 else:
                     self._planned += len(self.kinds)
+        except BaseException as error:
+            self._give_up(error)
+            raise
         finally:
+            seed_again()
             self.records, self._runs = before, False
             self._keep_spare()
             self._begin()
@@ -563,19 +719,33 @@ class Recorder(TorchFunctionMode):
         """Whether all calls that the function has made are in the record."""
         return self.is_over and not self.calls
 
-    def _keep_spare(self) -> None:
+    def _keep_spare(self, start: int = 0) -> None:
         """Keep results that nobody holds for later calls: to make one takes a microsecond."""
-        count, spare = sys.getrefcount, self._spare
+        count, spare, all_made = sys.getrefcount, self._spare, self.made
         if len(spare) > _MOST_SPARE:
             spare.clear()
-        for number in range(len(self.made)):
-            made = self.made[number]
+        for number in range(start, len(all_made)):
+            made = all_made[number]
             if type(made) is tuple:
-                for i in range(len(made)):
-                    if type(made[i]) is Later and count(made[i]) == _IN_A_TUPLE and not is_marked(made[i]):
-                        spare.setdefault(made[i].like, []).append(made[i])
-            elif type(made) is Later and count(made) == _IN_THE_LIST and not is_marked(made):
-                spare.setdefault(made.like, []).append(made)
+                free = [
+                    type(made[i]) is Later and count(made[i]) == _IN_A_TUPLE and _is_forgotten(made[i])
+                    for i in range(len(made))
+                ]
+                if True in free:
+                    all_made[number] = tuple([None if is_free else t for t, is_free in zip(made, free, strict=True)])
+                    for i in range(len(made)):
+                        if free[i]:
+                            _append(spare.setdefault(made[i].later_like, []), made[i])
+            elif type(made) is Later and count(made) == _IN_THE_LIST and _is_forgotten(made):
+                all_made[number] = None
+                _append(spare.setdefault(made.later_like, []), made)
+
+    def _give_up(self, error: BaseException) -> None:
+        """Let each result that was not computed say so where it is read."""
+        for made in self.made:
+            for t in made if type(made) is tuple else (made,):
+                if type(t) is Later:
+                    t.later_recorder = Failed(error)
 
     def _alive(self) -> list[int]:
         """The addresses of results that the program still holds."""
@@ -635,6 +805,43 @@ class Recorder(TorchFunctionMode):
         for address, number in last.items():
             found.setdefault(number, []).append(address)
         return found
+
+
+class Failed:
+    """What stands in the place of the recorder of a result that was not computed, because a call before it failed.
+
+    Args:
+        error: The error.
+    """
+
+    grad = False
+    keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = f"{type(error).__name__}: {error}"
+
+    def flush(self) -> None:
+        raise RuntimeError(
+            f"this tensor was not computed, because a call before it in a compiled function failed ({self._error}). If "
+            "it is a state, set it anew"
+        )
+
+
+def _run_elsewhere(t: Later) -> None:
+    """Let another recorder compute its result, which a thread may have handed to this one."""
+    t.later_recorder.flush()
+    if type(t) is Later:
+        raise RuntimeError("a tensor of a compiled function that another thread runs now was read")
+
+
+def _is_forgotten(t: Later) -> bool:
+    """Whether the program knows nothing of a result that it does not hold: it has no attributes, and no weak references."""
+    return not is_marked(t) and not weakref.getweakrefcount(t)
+
+
+def _append(spare: list[Later], t: Later) -> None:
+    if len(spare) < _MOST_OF_A_SHAPE:
+        spare.append(t)
 
 
 def _dims(index: tuple[Any, ...], dims: int) -> list[int]:
