@@ -257,6 +257,19 @@ def test_a_penalty_of_gradients_trains_as_in_the_loop(name: str, by: str | None)
     torch.testing.assert_close(*gradients)
 
 
+def test_a_result_inside_of_a_recorded_call_is_a_tensor_of_a_class_of_its_own() -> None:
+    net, seen = Net(), []
+
+    def loop(x: Tensor) -> Tensor:
+        spk, _ = net(x)
+        seen.append((isinstance(spk, Tensor), type(spk) is Tensor))
+        return spk
+
+    for _ in range(2):
+        assert type(snnfast.compile(loop, by="recording")(currents())) is Tensor
+    assert set(seen) == {(True, False)}
+
+
 # ---- a cache for each network
 
 
