@@ -7,13 +7,14 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from snnfast._core import ops
-from snnfast._core.autograd import refusing
-from snnfast._core.linear import FEW_OUTPUTS, flat_bits, heights_of, product, weight_gradient
+from snnfast._core import backend, ops
+from snnfast._core.autograd import differentiable
+from snnfast._core.linear import FEW_OUTPUTS, Linear, flat_bits, heights_of, numbers_of, product, weight_gradient
 from snnfast._core.ops import (
     BITS_AT,
     CLAMP_CLOSED,
     CLAMP_CLOSED_AT,
+    CONSTANT,
     NEEDS_AT,
     RECORD_AT,
     RESET_MECHANISMS,
@@ -24,11 +25,12 @@ from snnfast._core.ops import (
     SEQUENCE,
     STEP,
     Neuron,
+    opmath_dtype,
 )
 from snnfast._core.products import is_faster, mm
 from snnfast._core.pytorch import not_compiled_alone
-from snnfast._unroll import state_gradients
-from snnfast._unroll.call import Options, Request, count_states
+from snnfast._unroll import reference, state_gradients
+from snnfast._unroll.call import Options, Request, UnrollCall, count_states, make_request
 from snnfast.surrogate import DISABLED, has_derivative, straight_through_estimator
 from snnfast.surrogate.examine import SpikeGrad
 
@@ -45,6 +47,8 @@ class Unroll(torch.autograd.Function):
 
     In the backward pass, a callable ``spike_grad`` is asked for its derivative at all membranes that decided a spike,
     in one call. The gradient reaches these membranes only, not parameters of the callable.
+
+    A second derivative is that of the reference, which computes all steps once more.
     """
 
     @staticmethod
@@ -85,6 +89,11 @@ class Unroll(torch.autograd.Function):
         if weight is not None:
             bits, shape = found[0], x.shape[1:] if request.time == SEQUENCE else x.shape
             found = [product(bits, weight, bias, tensors[-1], shape[-dims:], request.steps), *found[1:]]
+            if asks and saved == SAVE_SPIKES and needs_others[0]:
+                # The gradient of the weight depends on the current. A record of the membranes leads back to it, of
+                # which nobody reads the numbers.
+                source = x.new_zeros(()).expand(request.steps, *shape)
+                found.append(source)
         *tensors, threshold, graded = tensors  # type: ignore[assignment]
         tensors = *tensors, unmoved(threshold), graded
         if given and not needs_others:
@@ -113,6 +122,8 @@ class Unroll(torch.autograd.Function):
                 if (result := made()) is not None and result.retains_grad:
                     state_gradients.tell(ctx, result)
         source, rows, *tensors = ctx.saved_tensors
+        if saved == SAVE_SPIKES and source is not None:
+            request, grads = _with_unread_record(neuron, request, grads)
         inputs, needs, grad_spk = len(neuron.no_others), ctx.needs_input_grad, grads[0]
         deciding = lengths = spike_bits = weight = None
         if len(tensors) > inputs:
@@ -121,16 +132,15 @@ class Unroll(torch.autograd.Function):
         others: tuple[Tensor | None, ...] = ()  # the gradients of the weight, the bias and the lengths
         if len(needs) > 2 + inputs:
             needs, others = needs[: 2 + inputs], (None, None, None)
-        refuses = torch.is_grad_enabled()  # create_graph=True: a second derivative, instead of losing terms of it
         bits = 0  # the inputs whose gradient is wanted
         for needed in reversed(needs):
             bits = bits << 1 | needed
         bits >>= 1  # the first one is no tensor
+        if bits and torch.is_grad_enabled():  # create_graph=True
+            return None, *_second(ctx, request, grads, source, rows, tensors, lengths, weight)
         if shape is not None:
-            if refuses and source is None and bits:
-                raise NotImplementedError(NO_SECOND_DERIVATIVE)  # nothing that is saved leads back to the current
             grad_spk, others = _through_linear(ctx, grad_spk, spike_bits, tensors[-1])
-            if bits and weight is not None and grad_spk is not None and weight.shape[0] > FEW_OUTPUTS and not refuses:
+            if bits and weight is not None and grad_spk is not None and weight.shape[0] > FEW_OUTPUTS:
                 of_outputs = grad_spk.flatten(0, 1)
                 if is_faster(of_outputs, weight):  # else the kernels multiply, block by block
                     grad_spk, weight = mm(of_outputs, weight).view(request.steps, *shape), None
@@ -143,7 +153,7 @@ class Unroll(torch.autograd.Function):
                     derivative = _derivative_of(options.spike_grad, deciding - tensors[-2])
         gradients: list[Tensor | None] = [None] * (1 + inputs)
         if bits and (grad_spk is not None or any(grad is not None for grad in grads[1:])):
-            x, mem_rec = (None, source) if saved == SAVE_NOTHING else (source, None)
+            x, mem_rec = source if saved == SAVE_CHECKPOINTS else None, source if saved == SAVE_NOTHING else None
             surrogate, p0, p1 = options.derivative
             asked = options.packed | request.backward_packed | saved << SAVED_AT | bits << NEEDS_AT | surrogate | CLAMP
             found = neuron.backward(
@@ -152,11 +162,9 @@ class Unroll(torch.autograd.Function):
             )  # fmt: skip
             if bits & 1 and found[0].dtype != dtype:  # of last states alone, without a current to tell its dtype
                 found[0] = found[0].to(dtype)
-            if bits == 1 and not refuses:  # nearly always
+            if bits == 1:  # nearly always
                 return None, found[0], *neuron.no_others, *others
             gradients = by_input(neuron, found, needs[1:], tensors)
-        if refuses and bits:
-            return None, *refused([*gradients, *others], *grads, source, weight, *tensors)
         return None, *gradients, *others
 
 
@@ -214,11 +222,6 @@ def unmoved(threshold: Tensor) -> Tensor:
     return threshold if threshold.requires_grad else threshold.clone()
 
 
-def refused(gradients: Sequence[Tensor | None], *sources: Tensor | None) -> list[Tensor | None]:
-    """Gradients that raise an error when they are differentiated again."""
-    return refusing(NotImplementedError, NO_SECOND_DERIVATIVE, gradients, *sources)
-
-
 def what_to_save(neuron: Neuron, options: Options, request: Request, x: Tensor, needs: Sequence[bool]) -> int:
     """Choose the tensors that forward saves: one of ``SAVE_*``.
 
@@ -256,11 +259,6 @@ _FROM_SPIKES = (straight_through_estimator().kernel_id, DISABLED.kernel_id)
 
 CLAMP = CLAMP_CLOSED << CLAMP_CLOSED_AT
 
-NO_SECOND_DERIVATIVE = (
-    "snnfast's fused unroll has no second derivative (double backward). "
-    "Run this part under snnfast.use_backend('reference') to differentiate the surrogate twice."
-)
-
 
 def sum_to(partial: Tensor, parameter: Tensor) -> Tensor:
     """Sum per-neuron partial gradients to a parameter's shape, the same way for any number of threads.
@@ -289,3 +287,108 @@ def sum_to(partial: Tensor, parameter: Tensor) -> Tensor:
 
 
 _PIECE = 1024
+
+
+# ---- the second derivative
+
+
+def say_slow_second_derivative() -> None:
+    """Warn that a backward pass with ``create_graph=True`` makes the steps of the reference; raise if it must not."""
+    if backend.current_backend() == "fused":
+        raise RuntimeError("backend 'fused' has no second derivative (create_graph=True); 'auto' takes the reference's")
+    backend.warn_once(
+        "snnfast: a backward pass with create_graph=True runs step by step on the slow reference path, because the "
+        "kernels have no second derivative. use_backend('reference') chooses it without this warning."
+    )
+
+
+def _second(
+    ctx: Any,
+    request: Request,
+    grads: Sequence[Any],
+    source: Tensor | None,
+    rows: Tensor | None,
+    tensors: Sequence[Any],
+    lengths: Tensor | None,
+    weight: Tensor | None,
+) -> list[Tensor | None]:
+    """The gradients by autograd through the reference, which can be differentiated again."""
+    neuron, options, _, saved, dtype, _, dims = ctx.how
+    say_slow_second_derivative()
+    needs, inputs, n = ctx.needs_input_grad[1:], len(neuron.no_others), len(neuron.states)
+    x, decided = source, None  # ``decided``: what each membrane is above the threshold
+    if saved == SAVE_NOTHING:
+        assert source is not None
+        decided = (source - tensors[-2]).detach()
+    elif saved == SAVE_SPIKES:  # the derivative depends on no membrane
+        assert rows is not None
+        decided = 2 * numbers_of(rows, request.steps).to(opmath_dtype(dtype)) - 1
+        if source is None:
+            x = torch.zeros(decided.shape, dtype=dtype, device=decided.device, requires_grad=True)
+    if decided is not None and source is not None:
+        x = _currents_of(source, neuron, options, tensors, decided)
+    is_sum = decided is not None and request.time == CONSTANT
+    if is_sum:
+        request = make_request(SEQUENCE, request.steps, request.record, request.last, request.reduce)
+    has_linear, learned = weight is not None, [x, *tensors]
+    if weight is not None:  # no gradient depends on the bias, which was not saved
+        learned += weight, weight.new_zeros(len(weight), requires_grad=True) if needs[inputs + 2] else None
+
+    def loop(given: Sequence[Any]) -> list[Tensor]:
+        x, *tensors = given
+        fire = options.spike_grad if decided is None else _Decided(options.spike_grad, decided.unbind(0))
+        states, parameters = tuple(tensors[:n]), tuple(tensors[n:inputs])
+        asked = options._replace(spike_grad=fire)
+        spk, *found = reference.unroll(UnrollCall(neuron, asked, request, x, states, parameters, lengths=lengths))
+        if has_linear:
+            *_, weight, bias = tensors
+            spk = Linear(weight, bias, dims).of_spikes(spk)
+            spk = spk.reshape(request.steps, -1, spk.shape[-1])
+        return [spk, *found]
+
+    made = differentiable(loop, learned, needs[: len(learned)], grads)
+    if is_sum and made[0] is not None:
+        made[0] = made[0].sum(0)
+    return made + [None] * (len(needs) - len(made))
+
+
+def _with_unread_record(
+    neuron: Neuron, request: Request, grads: tuple[Tensor | None, ...]
+) -> tuple[Request, tuple[Tensor | None, ...]]:
+    """A request with a record of the membranes, whose gradient is the sum of those of the two records."""
+    of_spk, *rest, of_unread = grads
+    of_record = rest.pop(0) if request.record else None
+    both = [t for t in (of_record, of_unread) if t is not None]
+    request = make_request(request.time, request.steps, neuron.membrane, request.last, request.reduce)
+    return request, (of_spk, sum(both[1:], start=both[0]) if both else None, *rest)
+
+
+def _currents_of(mem_rec: Tensor, neuron: Neuron, options: Options, tensors: Sequence[Any], decided: Tensor) -> Tensor:
+    """The current of every step, of a neuron that adds it to what becomes of the membrane.
+
+    The recorded membranes lead back to the current in autograd's graph. So do these currents, which were not saved.
+    """
+    n = len(neuron.states)
+    (mem,), parameters = tensors[:n], tuple(p.to(mem_rec.dtype) for p in tensors[n:])
+    mem = torch.zeros_like(mem_rec[:1]) if mem is None else mem.unsqueeze(0).to(mem_rec.dtype)
+    before = torch.cat([mem, mem_rec])[: len(mem_rec)]
+    reset = torch.cat([(mem - parameters[-2]).detach(), decided])[: len(mem_rec)] > 0
+    mechanism = RESET_MECHANISMS[options.reset]
+    (after,) = neuron.step(torch.zeros_like(before), [before], parameters, reset.to(before.dtype), mechanism)
+    return mem_rec - after
+
+
+class _Decided:
+    """A surrogate at the recorded distances from the threshold, with the gradient at those that it is given.
+
+    Computed once more, a membrane may be rounded to the other side of the threshold. The first distance, before the
+    first step, was not recorded.
+    """
+
+    def __init__(self, spike_grad: SpikeGrad, distances: Sequence[Tensor]) -> None:
+        # A step asks for the spikes before it, which reset the membrane, and for its own.
+        self._spike_grad, self._distances = spike_grad, iter([None, *(d for d in distances for _ in (0, 1))])
+
+    def __call__(self, z: Tensor) -> Tensor:
+        distance = next(self._distances)
+        return self._spike_grad(z if distance is None else distance + (z - z.detach()))

@@ -15,14 +15,17 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from snnfast._core import backend, ops, settings
 from snnfast._core import linear as _linear
+from snnfast._core.autograd import differentiable
 from snnfast._core.modules import is_only_called
 from snnfast._core.ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, opmath_dtype
 from snnfast._core.products import mm
 from snnfast._core.pytorch import is_transformed, not_compiled_alone
-from snnfast._unroll.autograd import CLAMP, of_states, refused, sum_to, unmoved
-from snnfast._unroll.call import ONE_STEP, Connections, Convolution, UnrollCall, needs_graph, step_shape
+from snnfast._unroll import reference
+from snnfast._unroll.autograd import CLAMP, of_states, say_slow_second_derivative, sum_to, unmoved
+from snnfast._unroll.call import ONE_STEP, Connections, Convolution, Parameters, UnrollCall, needs_graph, step_shape
 from snnfast._unroll.checks import check_weight, out_of_inference
 from snnfast._unroll.ragged import RaggedMask
+from snnfast._unroll.steps import over_steps
 
 __all__ = ["check_connections", "connections_of", "in_place_of_v", "one_step", "separate", "takes", "unroll"]
 
@@ -176,7 +179,10 @@ def _forward(how: tuple[Any, ...], x: Tensor, tensors: Sequence[Any], keeps: boo
 
 
 class UnrollConnected(torch.autograd.Function):
-    """All steps, and their gradient: a step back is one kernel and one product, and all weights are one more."""
+    """All steps, and their gradient: a step back is one kernel and one product, and all weights are one more.
+
+    A second derivative is that of the reference.
+    """
 
     @staticmethod
     def forward(ctx: Any, how: tuple[Any, ...], x: Tensor, *tensors: Any) -> Any:
@@ -194,9 +200,30 @@ class UnrollConnected(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         x, *rest = ctx.saved_tensors
         tensors, spks, rest = rest[: ctx.tensors], rest[ctx.tensors], rest[ctx.tensors + 1 :]
-        with torch.no_grad():
-            made = _backward(ctx.how, ctx.needs_input_grad[1:], grads, x, tensors, spks, rest)
-        return None, *(refused(made, *grads, x, *tensors) if torch.is_grad_enabled() else made)
+        needs = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():  # create_graph=True
+            say_slow_second_derivative()
+            return None, *differentiable(lambda given: _by_reference(ctx.how, *given), (x, *tensors), needs, grads)
+        return None, *_backward(ctx.how, needs, grads, x, tensors, spks, rest)
+
+
+def _by_reference(how: tuple[Any, ...], x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
+    """All steps by the neuron's definition, with the products between them."""
+    neuron, options, request, convolution, mask = how
+    n, (weight, bias), opmath = len(neuron.states), tensors[-2:], opmath_dtype(x.dtype)
+    connections = _connections_of_weights(weight, bias, convolution)
+
+    def step(x: Tensor, states: list[Tensor], parameters: Parameters) -> tuple[Tensor, list[Tensor]]:
+        spk, *others = states
+        came_back = connections.call(spk.to(weight.dtype).contiguous()).to(opmath)
+        spk, (_, *after) = reference.step(neuron, options, x, [came_back, *others], (one(x), *parameters))
+        spk = spk.to(weight.dtype)
+        return spk, [spk.to(opmath), *after]
+
+    parameters = tuple(p.to(opmath) for p in tensors[n:-2])
+    lengths = None if mask is None else mask.lengths
+    call = UnrollCall(neuron, options, request, x, tuple(tensors[:n]), parameters, lengths=lengths)
+    return over_steps(call, x.to(opmath), step)
 
 
 def _backward(

@@ -8,7 +8,7 @@ from snnfast._core.linear import product
 from snnfast._core.ops import BITS_AT
 from snnfast._core.pytorch import is_forward_mode, transforms_are_active
 from snnfast._unroll.autograd import Unroll
-from snnfast._unroll.call import UnrollCall, needs_graph, step_shape
+from snnfast._unroll.call import UnrollCall, count_states, needs_graph, step_shape
 from snnfast._unroll.ragged import batch_outermost
 
 __all__ = ["unroll", "unroll_linear"]
@@ -36,6 +36,7 @@ def unroll_linear(call: UnrollCall) -> tuple[Tensor, ...]:
     if needs_graph(call):
         how = neuron, options, request, dims
         out, *found = Unroll.apply(how, x, *tensors, weight, bias, lengths)
+        found = found[: count_states(neuron, request.record) + request.last * len(neuron.states)]
     else:
         packed = options.packed | request.packed | 1 << BITS_AT
         bits, *found = neuron.forward(x, *tensors, request.steps, packed, lengths)

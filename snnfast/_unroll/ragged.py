@@ -73,6 +73,7 @@ class RaggedMask:
     """The samples of a ragged batch that have a step, for a loop over the steps."""
 
     def __init__(self, lengths: Tensor, steps: int, dims: int) -> None:
+        self.lengths = lengths
         lengths = lengths.clamp(0, steps)
         self._valid = valid_steps(lengths, steps, dims)
         self._padding = ~self._valid

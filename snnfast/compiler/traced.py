@@ -6,6 +6,7 @@ from types import CodeType
 from typing import Any
 
 import torch
+from torch.distributions import Distribution
 
 from snnfast._core import backend as _backend
 from snnfast._core.pytorch import saved_tensors_are_hooked
@@ -44,7 +45,9 @@ class Traced:
     def __init__(self, function: Callable[..., Any], name: str, options: dict[str, Any], left: dict[str, str]) -> None:
         inner_of(options.get("options"), options.get("mode"))
         self._function, self._name, self._left = function, name, left
-        self._compiled = torch.compile(function, backend="snnfast", **{**_OWN_CACHE, **options})
+        self._compiled: Callable[..., Any] | None = None  # most functions are never traced
+        if options:  # a wrong one raises here
+            self._compiled = _compile(function, backend="snnfast", **{**_OWN_CACHE, **options})
         self._another = "inner" in (options.get("options") or {})  # another backend stays, whatever is merged
         self._given_up: set[CodeType] = set()
         self._in_vain = 0  # so many calls in a row were traced in vain
@@ -55,7 +58,7 @@ class Traced:
         """Make one call. Returns what becomes of its graphs."""
         reports: list[GraphReport] = []
         # A backend that is new to torch.compile compiles what another call has compiled before.
-        compiled = torch.compile(function, backend=lambda gm, inputs: backend(gm, inputs))
+        compiled = _compile(function, backend=lambda gm, inputs: backend(gm, inputs))
         cuts = number_of_cuts()
         with recorded(reports), stages.kept(), tracing, Attempt(name, set()):
             compiled(*args, **kwargs)
@@ -95,6 +98,8 @@ class Traced:
         return result, f"{reason}{cut}"
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if self._compiled is None:
+            self._compiled = _compile(self._function, backend="snnfast", **_OWN_CACHE)
         failures = number_of_failures()
         with tracing, Attempt(self._name, self._given_up, self._another):
             result = self._compiled(*args, **kwargs)
@@ -106,6 +111,15 @@ class Traced:
                 'in vain. TORCH_LOGS="graph_breaks" shows where'
             )
         return result
+
+
+def _compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """``torch.compile``, which for the whole process switches off the checks of ``torch.distributions``: not here."""
+    checks = Distribution._validate_args
+    try:
+        return torch.compile(function, **options)
+    finally:
+        Distribution.set_default_validate_args(checks)
 
 
 def _why_it_does_not_pay(reports: Sequence[GraphReport], left: dict[str, str]) -> str | None:

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from snnfast.compiler import emit, rules, stages  # noqa: F401
+from snnfast.compiler import emit, rules, stages, verify  # noqa: F401
 from snnfast.compiler.backend import merge  # noqa: F401
 from snnfast.compiler.calls import is_step  # noqa: F401
 from snnfast.compiler.choice import RECORDING, Choice

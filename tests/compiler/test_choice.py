@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from compiler.internals import ByRecording
+from fresh import fresh
 from loop_nets import Net, OneStep, WithSLSTM, currents
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -96,6 +97,28 @@ def test_options_of_torch_compile_ask_for_tracing() -> None:
     net = snnfast.compile(Net(), dynamic=False)
     call(net, currents())
     assert traced() == 1
+
+
+@pytest.mark.parametrize("by", [None, "tracing"])
+def test_distributions_of_pytorch_check_their_values_as_before(by: str | None) -> None:
+    """``torch.compile`` switches these checks off in the whole process, once, when it first wraps a function."""
+    code = f"""
+import torch, snnfast
+function = snnfast.compile(lambda x: x + 1, by={by!r})
+function(torch.ones(3)), snnfast.explain(lambda x: x + 1, torch.ones(3), by={by!r})
+try:
+    torch.distributions.Bernoulli(torch.tensor([2.0]))
+except ValueError:
+    print("checked")
+"""
+    assert fresh(code) == "checked"
+
+
+def test_a_wrong_option_of_torch_compile_raises_before_the_first_call() -> None:
+    with pytest.raises(TypeError, match="unknown"):
+        snnfast.compile(Net(), unknown=1)
+    with pytest.raises(ValueError, match="mode"):
+        snnfast.compile(Net(), mode="default")
 
 
 def test_what_tracing_would_not_merge_either_runs_as_it_is_and_is_not_traced() -> None:

@@ -213,6 +213,63 @@ def test_a_compiled_training_step_with_backward_and_optimizer_inside_is_the_loop
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("by", [None, "tracing"])
+def test_a_network_of_snntorch_learns_to_learn_by_second_derivatives_as_its_loop_does(by: str | None) -> None:
+    """MAML: the inner step is a part of autograd's graph."""
+    snntorch = pytest.importorskip("snntorch")
+    layer = partial(snntorch.Leaky, learn_beta=True, spike_grad=snntorch.surrogate.atan(alpha=2.0))
+    torch.manual_seed(0)
+    plain = Net(layer)
+    net = snnfast.compile(copy.deepcopy(plain), by=by)
+    tasks = torch.rand(3, 2, 5, 3, 12) * 2
+
+    def trained(model: nn.Module) -> list[Tensor]:
+        optimizer, losses = torch.optim.SGD(model.parameters(), 0.1), []
+        for few, many in tasks:
+            weights = dict(model.named_parameters())
+            for _ in range(2):
+                loss = torch.func.functional_call(model, weights, few)[1].square().mean()
+                made = torch.autograd.grad(loss, list(weights.values()), create_graph=True, allow_unused=True)
+                pairs = zip(weights.items(), made, strict=True)
+                weights = {name: w if g is None else w - 0.5 * g for (name, w), g in pairs}
+            optimizer.zero_grad()
+            loss = torch.func.functional_call(model, weights, many)[1].square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return [*losses, *(p.detach() for p in model.parameters())]
+
+    torch.testing.assert_close(trained(net), trained(plain), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("by", [None, "tracing"])
+@pytest.mark.parametrize("name", ["atan", "straight_through_estimator"])
+def test_a_penalty_of_gradients_trains_as_in_the_loop(name: str, by: str | None) -> None:
+    """Also where the spikes go on to a linear layer as bits."""
+    net, x = Net(spike_grad=getattr(snnfast.surrogate, name)()).double(), torch.rand(9, 40, 12).double() * 2
+    compiled, gradients = snnfast.compile(copy.deepcopy(net), by=by), []
+    for model in (compiled, net):
+        leaf = x.clone().requires_grad_()
+        loss = model(leaf)[0].square().mean()
+        (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        (loss + first.square().sum()).backward()
+        gradients.append([leaf.grad, *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_result_inside_of_a_recorded_call_is_a_tensor_of_a_class_of_its_own() -> None:
+    net, seen = Net(), []
+
+    def loop(x: Tensor) -> Tensor:
+        spk, _ = net(x)
+        seen.append((isinstance(spk, Tensor), type(spk) is Tensor))
+        return spk
+
+    for _ in range(2):
+        assert type(snnfast.compile(loop, by="recording")(currents())) is Tensor
+    assert set(seen) == {(True, False)}
+
+
 # ---- a cache for each network
 
 

@@ -1,5 +1,6 @@
 """Spikes as bits between neurons and the linear layer behind them: the numbers of both, and when it is not done."""
 
+import contextlib
 import itertools
 import random
 import warnings
@@ -129,21 +130,39 @@ def test_held_for_backward_are_bits_and_what_the_neurons_hold_anyway(neuron: str
         tensors = leaves(with_linear(case), wrt)
         outputs, kept = saved_by(partial(fused, tensors, case))
         known = [t for name, t in tensors.items() if name != "current"] + list(outputs.values())
-        threshold = 4  # a copy of it, where it is needed
-        assert bytes_of(kept, beyond=known) - round(wanted * 40 * 400) in (0, threshold), (wrt, options)
+        number = 4  # a copy of the threshold, and a record without memory, where they are needed
+        assert bytes_of(kept, beyond=known) - round(wanted * 40 * 400) in (0, number, 2 * number), (wrt, options)
 
 
 # ---- other ways to call
 
 
-def test_a_second_derivative_is_refused() -> None:
-    for name, wrt in itertools.product(("atan", "straight_through_estimator"), ("current", "weight", "bias")):
-        case = Case("leaky", "unroll", 9, (4, 6), torch.float64, record_mem=False, spike_grad=SURROGATES[name])
-        tensors = leaves(with_linear(case), ("current", "weight", "bias"))
-        out = fused(tensors, case)["spk"].square().sum()
-        with pytest.raises(NotImplementedError, match="no second derivative"):  # noqa: PT012 - of the two
-            (grad,) = torch.autograd.grad(out, [tensors[wrt]], create_graph=True)  # type: ignore[list-item]
-            torch.autograd.grad(grad.sum(), [tensors["current"]])  # type: ignore[list-item]
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@snnfast.use_backend("auto")
+def test_a_second_derivative_is_that_of_the_loop(reset: str, lengths: bool) -> None:
+    given = torch.arange(8) if lengths else None
+    for name, record_mem, wrt in itertools.product(
+        ("atan", "straight_through_estimator"), (True, False), (("current", "mem", "threshold"), ("weight", "bias"))
+    ):
+        options = {"record_mem": record_mem, "reset": reset, "spike_grad": SURROGATES[name]}
+        case = Case("leaky", "unroll", 40, (8, 6), torch.float64, **options)  # type: ignore[arg-type]
+        others = () if name != "atan" else ("beta", "graded_spikes_factor")
+        tensors = leaves(with_linear(case), ("current", "weight", *wrt, *others))
+        asking = [t for t in tensors.values() if t is not None and t.requires_grad]
+        found = []
+        for function, calls in ((fused, counting), (expected, contextlib.nullcontext)):
+            with calls() as events:
+                outputs = function(tensors, case, lengths=given)
+            assert function is expected or events
+            loss = outputs["spk"].square().sum() + outputs["mem"].sum()
+            first = torch.autograd.grad(loss, asking, create_graph=True)
+            again = sum(g.square().sum() for g in first)
+            found.append([*first, *torch.autograd.grad(again, asking, allow_unused=True)])  # type: ignore[arg-type]
+        for a, b in zip(*found, strict=True):
+            if a is not None or b is not None:
+                a, b = torch.zeros_like(b) if a is None else a, torch.zeros_like(a) if b is None else b
+                assert_close(a.detach(), b.detach(), 1e-10)
 
 
 def test_forward_mode_differentiation_is_refused() -> None:

@@ -194,11 +194,20 @@ def test_a_convolution_may_name_its_padding() -> None:
     assert_all_close(trained(layer, layer.unroll(x), [x]), by_number, relative=1e-5)
 
 
-def test_a_second_derivative() -> None:
-    layer, x = connected(snnfast, "RLeaky", "linear"), current_of("linear").requires_grad_()
-    (grad,) = torch.autograd.grad(layer.unroll(x)[1].square().sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="second derivative"):
-        grad.sum().backward()
+@RECURRENT
+@CONNECTED
+def test_a_second_derivative_is_that_of_the_loop(kind: str, name: str) -> None:
+    layer = connected(snnfast, name, kind, learn_beta=True, learn_threshold=True).double()
+    x = current_of(kind, dtype=torch.float64).requires_grad_()
+    lengths = None if kind == "one sample" else torch.arange(x.shape[1]).clamp(max=len(x))
+    asking, found = [x, *layer.parameters()], []
+    for chosen in ("auto", "reference"):
+        with snnfast.use_backend(chosen):
+            spk, *_, mem = layer.unroll(x, lengths=lengths)
+        first = torch.autograd.grad((spk * mem).square().sum(), asking, create_graph=True)
+        again = sum(g.sin().sum() for g in first)
+        found.append([*first, *torch.autograd.grad(again, asking)])  # type: ignore[arg-type]
+    assert_all_close([g.detach() for g in found[0]], [g.detach() for g in found[1]], relative=1e-10)
 
 
 def test_a_result_changed_in_place() -> None:
