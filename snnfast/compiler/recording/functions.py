@@ -173,8 +173,10 @@ class _Hook:
                     self._stance = self._dynamo._stance = _Stance(self._dynamo._stance)
                 for module, name, as_it_stands in _run_first():
                     function = getattr(module, name)
-                    self._begins.append((module, name, function))
-                    setattr(module, name, _flushed(getattr(function, "__func__", function), as_it_stands))
+                    held = vars(module).get(name, function)
+                    self._begins.append((module, name, held))
+                    flushed = _flushed(getattr(function, "__func__", function), as_it_stands)
+                    setattr(module, name, staticmethod(flushed) if isinstance(held, staticmethod) else flushed)
                 self._begins.append((random, "default_generator", random.default_generator))
                 random.default_generator = _Generator()  # type: ignore[assignment]
 
