@@ -34,6 +34,7 @@ from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.loop import Each, Of, Same, Statement
 from snnfast.compiler.lower.linear import fuse_linear
 from snnfast.compiler.lower.norm import fuse_norm_of_series
+from snnfast.compiler.memory import erase_unread
 from snnfast.compiler.parts.base import Part, at_line
 from snnfast.compiler.parts.between import Layer, is_piece, layers_of
 from snnfast.compiler.parts.whole import check_whole
@@ -323,9 +324,9 @@ class Program(Part):
         chosen = [i for i, s in enumerate(outputs) if i in read or s in needed]
         for user in list(node.users):
             number: Any = user.args[1]
-            if not user.users:
-                to.graph.erase_node(user)
-            elif number < len(outputs):
+            if erase_unread(user):
+                continue
+            if number < len(outputs):
                 user.args = (node, chosen.index(number))
             else:
                 user.args = (node, number - len(outputs) + len(chosen))

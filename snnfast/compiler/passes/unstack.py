@@ -13,7 +13,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from snnfast.compiler.calls import aten, name_of, same_context, signature_of, site_of, value
-from snnfast.compiler.memory import Memory
+from snnfast.compiler.memory import Memory, erase_unread, take_place
 
 
 def run(graph: Graph) -> None:
@@ -31,11 +31,9 @@ def run(graph: Graph) -> None:
             if memory.is_written(entry) or has_hook(read) or not _is_whole(entry, read, stack):
                 continue
             sites.add(site_of(read))
-            read.replace_all_uses_with(entry)
-            graph.erase_node(read)
+            take_place(read, entry)
         for node in [*stack.users, stack]:
-            if not node.users:
-                graph.erase_node(node)
+            erase_unread(node)
     for target in (operator.getitem, aten.select.int):
         for node in graph.find_nodes(op="call_function", target=target):
             if site_of(node) in sites:  # What the first step reads is no loop over the entries.
