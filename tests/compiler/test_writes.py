@@ -16,8 +16,8 @@ from snnfast.compiler.calls import changed
 from snnfast.compiler.memory import Memory, erase_unread, take_place
 from snnfast.compiler.tracing import tracing
 
-# Where calls are removed without asking for their effects: the two functions of all rewrites, the pass that removes
-# what is dead, and those that have no graph with calls of buffers: of functions, of grad mode, of calls that are rolled.
+# Where calls are removed: by the two functions of all rewrites, by what removes dead calls and asks for effects, and
+# in places that remove no call of the loop: switches of grad mode, and calls in the bodies of functions.
 ERASE = {"memory.py": 2, "passes/dead.py": 1, "facts.py": 1, "aten.py": 2, "functions.py": 2}
 
 

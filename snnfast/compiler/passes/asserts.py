@@ -13,7 +13,6 @@ import torch
 from torch.fx import Graph, Node
 
 from snnfast.compiler.calls import aten, insert_call, is_assert, site_of, value
-
 from snnfast.compiler.memory import take_place
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.fx import Graph, map_arg
 
 from snnfast.compiler.calls import aten, has_effect, insert_call, is_pointwise, is_random, same_context, value
-
 from snnfast.compiler.memory import erase_unread
 
 
