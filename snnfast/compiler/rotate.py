@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from snnfast._program.engines import ENGINES
-from snnfast.compiler.calls import LEAST, is_whole, module_of, product_of, signature_of, tensors_of, value
+from snnfast.compiler.calls import LEAST, are_same, is_whole, module_of, product_of, signature_of, tensors_of, value
 from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.loop import Each, Of, Same, Statement
 from snnfast.compiler.parts.between import is_piece
@@ -205,7 +205,7 @@ class _Steps:
 def _given(made: Program, column: Sequence[Any]) -> Any:
     """The argument of a statement that no statement returns."""
     if not isinstance(column[0], Node):
-        if any(a != column[0] for a in column):
+        if not all(are_same(a, column[0]) for a in column):
             raise UnmergedError("a number differs from step to step")
         return column[0]
     if all(a is column[0] for a in column):

@@ -509,7 +509,9 @@ class Form:
             elif t is slice:
                 enter((a.start, a.stop, a.step))
 
-        for kind in [self.kinds[n] for n in self.at]:
+        for n in self.at:
+            kind = self.kinds[n]
+            enter([a for a, is_tensor in zip(self.leaves[n], kind.tensors, strict=True) if not is_tensor])
             enter(kind.args)
             enter(kind.kwargs)
             for like in kind.likes[:8]:
