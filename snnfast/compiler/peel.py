@@ -106,26 +106,33 @@ def _read_by_first(
     peeled: dict[Node, None] = {}
     others: dict[Node, None] = {}
 
-    def visit(node: Node) -> bool:
-        if len(peeled) > 2 * len(program.statements):
-            return False
+    opened: set[Node] = set()  # calls of the first step, which are peeled once all that they read is known
+    rest = list(reversed(calls))
+    while rest:
+        node = rest.pop()
+        if node in opened:
+            peeled[node] = None
         if node in peeled or node in others or node in constants or isinstance(module_of(node), GraphModule):
-            return True
-        for i, a in enumerate(every):
-            if node not in members and series[i] in (None, node) and _is_before(node, a.rows[0], anywhere):
-                series[i] = node
-                return True
+            continue
+        is_read = [
+            node not in members and series[i] in (None, node) and _is_before(node, a.rows[0], anywhere)
+            for i, a in enumerate(every)
+        ]
+        if any(is_read):
+            series[is_read.index(True)] = node
+            continue
         known = node in members or (node.op == "call_function" and _site(node) in sites)
         known = known or (anywhere and is_pointwise(node.target) and node.meta["context"] in contexts)
         if not known:
             others[node] = None
-            return _may_begin(program, node)
-        if not all(map(visit, node.all_input_nodes)):
-            return False
-        peeled[node] = None
-        return True
-
-    if not all(map(visit, calls)) or None in series or _wait_for(others, {*members, *peeled}):
+            if not _may_begin(program, node):
+                return None
+            continue
+        opened.add(node)
+        if len(opened) > 2 * len(program.statements):
+            return None
+        rest += [node, *reversed(node.all_input_nodes)]
+    if None in series or _wait_for(others, {*members, *peeled}):
         return None
     return series, list(peeled), list(others)  # type: ignore[return-value]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from snnfast.compiler.calls import Site, aten, as_leaf, name_of, same_context, signature_of, site_of, tensors_of, value
+from snnfast.compiler.calls import Site, as_leaf, aten, name_of, same_context, signature_of, site_of, tensors_of, value
 from snnfast.compiler.memory import Memory, erase_unread, take_place
 
 
