@@ -12,7 +12,7 @@ LEAST = 3
 """So many like periods are a loop."""
 
 MOST = 64
-"""More loops are not looked for: they are the parts of a loop whose steps differ, and a graph would have all of them."""
+"""More loops are not looked for. They are parts of a loop whose steps differ, and its graph would have them all."""
 
 _CANDIDATES = 8
 
@@ -42,7 +42,8 @@ def runs_of(kinds: Sequence[Any], leaves: Sequence[tuple[Any, ...]]) -> list[Run
 
     Calls of a loop are of one kind, and their leaves grow by the same strides.
     """
-    alike, found = _Alike(kinds), []
+    alike = _Alike(kinds)
+    found: list[Run] = []
     rest = [(0, len(kinds))]
     while rest and len(found) <= MOST:
         low, high = rest.pop()
