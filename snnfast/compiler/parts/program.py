@@ -155,6 +155,29 @@ class Program(Part):
         for node in gone:
             del rolled.at[node]
 
+    def apart(self) -> list["Program"]:
+        """The programs that it consists of, where some of its statements have nothing to do with others.
+
+        Two results that share nothing are then two nodes of autograd, each with a backward pass of its own.
+        """
+        if self.products:
+            return [self]
+        of = {s: {s} for s in self.statements}
+        for statement, args in self.args.items():
+            for a in args:
+                if isinstance(a, Of) and a.statement not in of[statement]:
+                    of[statement] |= of[a.statement]
+                    of.update(dict.fromkeys(of[statement], of[statement]))
+        every = {id(some): some for some in of.values()}
+        return [self._of_some(some) for some in every.values()] if len(every) > 1 else [self]
+
+    def _of_some(self, some: set[Statement]) -> "Program":
+        statements = [s for s in self.statements if s in some]
+        rows = [{s: n for s, n in row.items() if s in some} for row in self.rows]
+        made = Program(statements, rows, self.samples, set())
+        made.args = {s: self.args[s] for s in statements}
+        return made
+
     def outputs(self) -> list[Statement]:
         """The statements whose results may be read outside, layer after layer."""
         return [s for layer in self.layers for s in layer.outputs()]
