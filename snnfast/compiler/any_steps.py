@@ -27,6 +27,7 @@ from snnfast.compiler.calls import (
 )
 from snnfast.compiler.emit import span
 from snnfast.compiler.functions import body_key
+from snnfast.compiler.memory import erase_unread
 
 _FEW = 64
 """Constants of so many elements are compared by their values."""
@@ -58,8 +59,8 @@ def with_rows_together(graph: Graph) -> None:
         found.append(together)
     output.args = (tuple(found),)
     for node in dict.fromkeys(leaves):
-        if isinstance(node, Node) and not node.users:
-            graph.erase_node(node)  # a row that shorter loops may not have
+        if isinstance(node, Node):
+            erase_unread(node)  # a row that shorter loops may not have
 
 
 def with_rows_apart(graph: Graph) -> None:

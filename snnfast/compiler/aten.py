@@ -186,6 +186,9 @@ class _Running(Interpreter):
                 node.meta["stack_trace"] = n.meta["stack_trace"]
             # Each call of a module may have a number of its own behind "@".
             node.meta["modules"] = tuple(key.partition("@")[0] for key in n.meta.get("nn_module_stack") or ())
+        for t in tensors_in((given, found)):
+            if t in tracked:
+                tracked[t].proxy.node.meta["requires_grad"] = t.requires_grad
         if len(made) == 1 and _drops_nothing(made[0]):
             self._tracer.graph.erase_node(made[0])
             return before[0][0]

@@ -1,6 +1,7 @@
 """Questions about one call of a graph of ATen calls (see ``aten.py``): its schema, its results, its site."""
 
 import contextlib
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -389,6 +390,13 @@ def _takes_numbers(node: Node) -> bool:
 
 def is_number(a: object) -> bool:
     return isinstance(a, int | float) and not isinstance(a, bool)
+
+
+def are_same(a: Any, b: Any) -> bool:
+    """Whether two arguments are equal. Zeros of two signs are not, and NaN is equal to NaN."""
+    if is_number(a) and is_number(b):
+        return (a == b and math.copysign(1, a) == math.copysign(1, b)) or (a != a and b != b)
+    return bool(a == b)
 
 
 def series_key(node: Node) -> Any:

@@ -182,7 +182,10 @@ class Distributed:
                     whole = self._become_program([*found.statements, *other.statements], parts)
                 except UnmergedError:
                     continue
-                rest.append(whole)
+                whole_parts = whole.apart()
+                for part in whole_parts if len(whole_parts) > 1 else ():
+                    part.take(self.rolled)
+                rest += whole_parts
                 joined = True
                 break
         return joined

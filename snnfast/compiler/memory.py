@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from torch.fx import Graph, Node
 
-from snnfast.compiler.calls import changed, is_opaque, name_of, storage_of, tensors_of
+from snnfast.compiler.calls import changed, has_effect, is_opaque, name_of, storage_of, tensors_of
 
 
 def memory_of(node: Node) -> list[int]:
@@ -15,8 +15,24 @@ def memory_of(node: Node) -> list[int]:
 def replace(node: Node, made: Node) -> None:
     """Let a new call take the place of another one, whose views share memory with it from now on."""
     made.meta["storage"] = memory_of(node)
-    node.replace_all_uses_with(made)
+    take_place(node, made)
+
+
+def take_place(node: Node, other: Node) -> None:
+    """Let a call that does all that another one does take its place, effects included.
+
+    Rewrites remove calls with this and :func:`erase_unread` alone: a call that nobody reads may write to a buffer.
+    """
+    node.replace_all_uses_with(other)
     node.graph.erase_node(node)
+
+
+def erase_unread(node: Node) -> bool:
+    """Remove a call that nobody reads, unless it has an effect. Returns whether it did."""
+    if node.users or has_effect(node):
+        return False
+    node.graph.erase_node(node)
+    return True
 
 
 def takes_data(node: Node) -> bool:

@@ -9,12 +9,11 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from snnfast._program.trace import NotElementwiseError, trace
+from snnfast._program.trace import Graph, NotElementwiseError, Trace, trace
 from snnfast.compiler.calls import (
     index_of,
     is_number,
@@ -73,13 +72,12 @@ def _first_states(
     states = program.states
     starts = (s for s in itertools.product(choices, repeat=len(states)) if _one_each([a.statement for a in states], s))
     wanted = [*row.items(), *((a.statement, a.first[0]) for a in states)]
+    first = _FirstStep.of(program, series, peeled, others)
+    if first is None:
+        return None
     for start in itertools.islice(starts, _STARTS):
-        values = _values_of_first(program, series, peeled, others, start)
-        if values is None:
-            return None
-        of_body, of_calls = values
-        if all(of_body[s] == of_calls[n] for s, n in wanted):
-            return start, of_body, of_calls
+        if all(first.are_equal(s, n, start) for s, n in wanted):
+            return start, *first.values(start)
     return None
 
 
@@ -106,26 +104,33 @@ def _read_by_first(
     peeled: dict[Node, None] = {}
     others: dict[Node, None] = {}
 
-    def visit(node: Node) -> bool:
-        if len(peeled) > 2 * len(program.statements):
-            return False
+    opened: set[Node] = set()  # calls of the first step, which are peeled once all that they read is known
+    rest = list(reversed(calls))
+    while rest:
+        node = rest.pop()
+        if node in opened:
+            peeled[node] = None
         if node in peeled or node in others or node in constants or isinstance(module_of(node), GraphModule):
-            return True
-        for i, a in enumerate(every):
-            if node not in members and series[i] in (None, node) and _is_before(node, a.rows[0], anywhere):
-                series[i] = node
-                return True
+            continue
+        is_read = [
+            node not in members and series[i] in (None, node) and _is_before(node, a.rows[0], anywhere)
+            for i, a in enumerate(every)
+        ]
+        if any(is_read):
+            series[is_read.index(True)] = node
+            continue
         known = node in members or (node.op == "call_function" and _site(node) in sites)
         known = known or (anywhere and is_pointwise(node.target) and node.meta["context"] in contexts)
         if not known:
             others[node] = None
-            return _may_begin(program, node)
-        if not all(map(visit, node.all_input_nodes)):
-            return False
-        peeled[node] = None
-        return True
-
-    if not all(map(visit, calls)) or None in series or _wait_for(others, {*members, *peeled}):
+            if not _may_begin(program, node):
+                return None
+            continue
+        opened.add(node)
+        if len(opened) > 2 * len(program.statements):
+            return None
+        rest += [node, *reversed(node.all_input_nodes)]
+    if None in series or _wait_for(others, {*members, *peeled}):
         return None
     return series, list(peeled), list(others)  # type: ignore[return-value]
 
@@ -151,37 +156,106 @@ def _wait_for(nodes: Iterable[Node], calls: set[Node]) -> bool:
     return False
 
 
-def _values_of_first(
-    program: Program, series: list[Node], peeled: list[Node], others: list[Node], start: Sequence[Any]
-) -> tuple[dict[Statement, Any], dict[Node, Any]] | None:
-    """The values of the statements in a step that starts from these states, and the values of the first calls.
+class _FirstStep:
+    """A step of a program, and the calls of the first one, as values of one graph in which the states are leaves.
 
-    Both are values of one trace. A result that is no tensor has none.
+    Args:
+        nodes: The first leaves of the graph. The states are the others.
+        traced: The values of both.
+        statements, calls: Those of which each is a value.
     """
-    kept = program.outputs()
-    tensors = [n for n in (*peeled, *series) if isinstance(value(n), Tensor)]
-    constants = program.constants
-    nodes: list[Any] = [*series, *(a.value for a in constants), *others]
 
-    def step(*given: Tensor) -> tuple[Tensor, ...]:
-        env: dict[Any, Any] = {node: as_of(node, t) for node, t in zip(nodes, given, strict=True)}
-        states = [env[a] if isinstance(a, Node) else torch.full_like(given[0], a) for a in start]
-        arguments = [*program.series, *program.states, *constants]
-        of_series, of_constants = given[: len(series)], given[len(series) : len(series) + len(constants)]
-        results = program.run(program.layers[0], arguments, [*of_series, *states, *of_constants])
-        for node in peeled:
-            args, kwargs = pytree.tree_map_only(Node, lambda a: env.get(a, module_of(a)), (node.args, node.kwargs))
-            env[node] = run_call(node, args, kwargs, program.dtype)
-        found = [*(results[Of(s, 0)] for s in kept), *(env[n] for n in tensors)]
-        return tuple(t.to(program.dtype).expand_as(given[0]) for t in found)
+    def __init__(
+        self, nodes: list[Node], traced: Trace, statements: Sequence[Statement], calls: Sequence[Node]
+    ) -> None:
+        self._nodes, self._instructions = nodes, traced.graph.nodes
+        self._of_body: dict[Statement, int] = dict(zip(statements, traced.outputs))  # noqa: B905
+        self._of_calls: dict[Node, int] = dict(zip(calls, traced.outputs[len(statements) :], strict=True))
+        self._graph = Graph(traced.graph.dtype)  # of the values for all starts, so that equal ones are one
+        self._states: list[tuple[int, ...]] = []  # by values: the numbers of the states that they follow from
+        for op, *operands in self._instructions:
+            if op == "series":
+                found = {operands[0] - len(nodes)} if operands[0] >= len(nodes) else set()
+            else:
+                found = set().union(*(self._states[v] for v in operands)) if op != "constant" else set()
+            self._states.append(tuple(sorted(found)))
+        self._values: dict[tuple[int, tuple[Any, ...]], int] = {}  # by the value, and by what these states begin with
 
-    try:
-        found = trace(step, (len(nodes), 0, 0), program.dtype, len(program.shape)).outputs
-    except (NotElementwiseError, RuntimeError):  # of an operator that takes tensors of its own sizes alone
-        return None
-    of_body = dict.fromkeys(program.statements) | dict(zip(kept, found))  # noqa: B905
-    of_calls = dict.fromkeys(peeled) | dict(zip(tensors, found[len(kept) :], strict=True))
-    return of_body, of_calls
+    @classmethod
+    def of(cls, program: Program, series: list[Node], peeled: list[Node], others: list[Node]) -> "_FirstStep | None":
+        """Trace both; ``None``: an operator is not elementwise."""
+        kept = program.outputs()
+        tensors = [n for n in (*peeled, *series) if isinstance(value(n), Tensor)]
+        constants, states = program.constants, program.states
+        nodes: list[Any] = [*series, *(a.value for a in constants), *others]
+
+        def step(*given: Tensor) -> tuple[Tensor, ...]:
+            env: dict[Any, Any] = {node: as_of(node, t) for node, t in zip(nodes, given, strict=False)}
+            read = [*given[: len(series) + len(constants)], *given[len(nodes) :]]
+            results = program.run(program.layers[0], [*program.series, *constants, *states], read)
+            for node in peeled:
+                args, kwargs = pytree.tree_map_only(Node, lambda a: env.get(a, module_of(a)), (node.args, node.kwargs))
+                env[node] = run_call(node, args, kwargs, program.dtype)
+            found = [*(results[Of(s, 0)] for s in kept), *(env[n] for n in tensors)]
+            return tuple(t.to(program.dtype).expand_as(given[0]) for t in found)
+
+        try:
+            traced = trace(step, (len(nodes) + len(states), 0, 0), program.dtype, len(program.shape))
+        except (NotElementwiseError, RuntimeError):  # of an operator that takes tensors of its own sizes alone
+            return None
+        return cls(nodes, traced, kept, tensors)
+
+    def are_equal(self, statement: Statement, node: Node, start: Sequence[Any]) -> bool:
+        """Whether a statement in a step that starts from these states returns what a call of the first step does."""
+        body, call = self._of_body.get(statement), self._of_calls.get(node)
+        if body is None or call is None:
+            return body is call
+        return self._value(body, start) == self._value(call, start)
+
+    def values(self, start: Sequence[Any]) -> tuple[dict[Statement, int], dict[Node, int]]:
+        """The values of the statements in a step that starts from these states, and the values of the first calls.
+
+        A result that is no tensor has none.
+        """
+        of_body = {s: self._value(v, start) for s, v in self._of_body.items()}
+        return of_body, {n: self._value(v, start) for n, v in self._of_calls.items()}
+
+    def _value(self, wanted: int, start: Sequence[Any]) -> int:
+        """A value where the states begin with numbers and tensors."""
+        begins = [a if isinstance(a, Node) else repr(a) for a in start]  # 0.0 and -0.0 differ
+        keys: dict[int, Any] = {}
+        rest = [wanted]
+        while rest:
+            at = rest[-1]
+            op, *operands = self._instructions[at]
+            key = keys.setdefault(at, (at, tuple([begins[i] for i in self._states[at]])))
+            given = [] if op in ("series", "constant") else operands
+            new = [v for v in given if v not in keys or keys[v] not in self._values]
+            if key not in self._values and new:
+                rest += new
+                continue
+            rest.pop()
+            if key not in self._values:
+                values = [self._values[keys[v]] for v in given]
+                self._values[key] = self._emit(op, values) if given else self._leaf(op, operands[0], start)
+        return self._values[keys[wanted]]
+
+    def _leaf(self, op: str, number: Any, start: Sequence[Any]) -> int:
+        if op == "constant":
+            return self._graph.constant(number)
+        if number >= len(self._nodes):
+            state = start[number - len(self._nodes)]
+            if not isinstance(state, Node):
+                return self._graph.constant(state)
+            number = self._nodes.index(state)
+        return self._graph.leaf(op, number)
+
+    def _emit(self, op: str, operands: Sequence[Any]) -> int:
+        """An instruction. Where a state is a number, ``a - number`` is ``a + -number``, as it is in a first call."""
+        graph = self._graph
+        if op == "sub" and graph.nodes[operands[1]][0] == "constant":
+            return graph.emit("add", operands[0], graph.constant(-graph.nodes[operands[1]][1]))
+        return graph.emit(op, *operands)
 
 
 def _site(node: Node) -> Any:

@@ -14,13 +14,16 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from snnfast._program.engines import ENGINES
-from snnfast.compiler.calls import LEAST, is_whole, module_of, product_of, signature_of, tensors_of, value
+from snnfast.compiler.calls import LEAST, are_same, is_whole, module_of, product_of, signature_of, tensors_of, value
 from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.loop import Each, Of, Same, Statement
 from snnfast.compiler.parts.between import is_piece
 from snnfast.compiler.parts.program import UNLIKE, Program, Row
 from snnfast.compiler.parts.whole import is_small
 from snnfast.compiler.peel import take_in_first
+
+_TRIES = 12
+"""So many programs of a loop are asked whether they take in its first step, which is traced for each."""
 
 
 def program_of(statements: Sequence[Statement], order: dict[Node, int], is_free: Callable[[Node], bool]) -> Program:
@@ -64,8 +67,9 @@ def _best(
             reason = str(error) if reason == UNLIKE else reason
     calls = sum(len(s.calls) for s in statements)
     best: Program | None = None
-    for steps, made in sorted(found, key=lambda f: (len(f[1].states), -f[1].steps, -len(f[1].calls()))):
-        if not products:  # a first step is found by its instructions, and a product has none
+    found.sort(key=lambda f: (len(f[1].states), -f[1].steps, -len(f[1].calls())))
+    for i, (steps, made) in enumerate(found):
+        if not products and i < _TRIES:  # a first step is found by its instructions, and a product has none
             take_in_first(made, steps.rows.get(steps.first - 1, {}), is_free)
         if best is None or (made.steps, len(made.calls())) > (best.steps, len(best.calls())):
             best = made
@@ -205,7 +209,7 @@ class _Steps:
 def _given(made: Program, column: Sequence[Any]) -> Any:
     """The argument of a statement that no statement returns."""
     if not isinstance(column[0], Node):
-        if any(a != column[0] for a in column):
+        if not all(are_same(a, column[0]) for a in column):
             raise UnmergedError("a number differs from step to step")
         return column[0]
     if all(a is column[0] for a in column):

@@ -485,7 +485,8 @@ WRITES = (
     "{o}.t_()\n{o}.t_()", "{o}.unsqueeze_(0)\n{o}.squeeze_(0)", "{o}.set_({w})", "{o}.view_as({o}).mul_(0.5)",
     "for q in {o}:\n    q.mul_(0.5)", "{o}[0].add_({o}[-1])", "scaled_(factor=0.5, v={o})",
     "{o}[{w}.argmax() % {o}.shape[0]] = 0.5", "torch._assert_async({w}.isfinite().all())\n{o}.mul_(0.5)",
-    "{o}.requires_grad_({o}.requires_grad).mul_(0.5)",
+    "{o}.requires_grad_({o}.requires_grad).mul_(0.5)", "{o}.view(-1)[:2] = torch.stack(({w}.mean(), {w}.sum()))",
+    "{o}[:] = torch.cat(({w}[1:], {w}[:1] * 0.5))",
 )  # fmt: skip
 # ``{n}``, ``{m}``: names of the results.
 WRITTEN_RESULTS = (

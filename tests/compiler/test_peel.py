@@ -1,5 +1,6 @@
 """A first step that differs is taken in where it is the same step with numbers as states."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from compiler.forms import after_merging, tensor
 from torch import Tensor
 
 import snnfast
+from snnfast.compiler import peel
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
@@ -115,4 +117,47 @@ def test_a_first_state_that_is_computed_of_the_first_step_is_none() -> None:
     x = 2 * torch.rand(5, 3, 4)
     torch.testing.assert_close(snnfast.compile(loop, by="tracing")(x), loop(x))
     (report,) = snnfast.explain(loop, x, by="tracing").graphs
+    assert any("one recurrence" in line for line in report.merged)
+
+
+def of_three_states(x: Tensor) -> tuple[Tensor, ...]:
+    """A loop whose steps can begin at each of its calls, with many first states to try."""
+    h, a, b, rec = torch.zeros(3, 4), torch.zeros(3, 4), x.new_zeros(3, 4), []
+    for _ in range(len(x)):
+        b = 0.9 * b + b
+        b = b - (b > 1).float()
+        v = h - b * 0.9
+        w = v.clamp(-1, 1)
+        with torch.no_grad():
+            u = w * 0.5 + w
+        b = 0.9 * b + 0.1 * torch.relu(2 * h + u - 2)
+        rec.append(v * 0.5 + w)
+        h = a * 0.5 + h * 0.2
+    return torch.stack(rec), h, b
+
+
+def test_first_states_are_found_with_one_trace_for_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = []
+    monkeypatch.setattr(peel, "trace", lambda *args, traced=peel.trace: traces.append(args) or traced(*args))
+    x = torch.rand(9, 3, 4, requires_grad=True)
+    torch.testing.assert_close(snnfast.compile(of_three_states, by="recording")(x), of_three_states(x))
+    assert len(traces) < 200
+
+
+@pytest.mark.thorough
+def test_a_chain_of_calls_before_a_loop_may_be_of_any_length() -> None:
+    parity = [i.bit_count() % 2 for i in range(1201)]  # of which the differences never repeat (A. Thue, 1906)
+    calls = [(torch.tanh, torch.sin, torch.cos)[b - a] for a, b in itertools.pairwise(parity)]
+
+    def loop(x: Tensor) -> Tensor:
+        mem = x[0]
+        for call in calls:
+            mem = call(mem)
+        for x_t in x:
+            mem = torch.tanh(0.9 * mem + x_t)
+        return mem
+
+    x = torch.rand(9, 2, 3)
+    torch.testing.assert_close(snnfast.compile(loop, by="recording")(x), loop(x))
+    (report,) = snnfast.explain(loop, x, by="recording").graphs
     assert any("one recurrence" in line for line in report.merged)

@@ -5,6 +5,7 @@ from typing import Any
 from torch.fx import Node
 
 from snnfast.compiler.calls import arguments, aten, name_of, size_of, value
+from snnfast.compiler.memory import take_place
 from snnfast.compiler.writer import Writer
 
 
@@ -45,9 +46,8 @@ def fuse_linear(writer: Writer, unroll: Node, spk: Node) -> tuple[Any, Any, int]
     if made.dim() != wanted:
         with writer.graph.inserting_after(spk):
             after = writer.call(aten.flatten.using_ints, spk, 0, -2)
-    reader.replace_all_uses_with(after)
     for old in (reader, *reversed(between)):
-        writer.graph.erase_node(old)
+        take_place(old, after)
     return weight, bias, dims
 
 

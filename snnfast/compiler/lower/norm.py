@@ -18,6 +18,7 @@ from snnfast._images.batch_norm import batch_norm, in_any_order, update_averages
 from snnfast._images.pool2d import avg_pool2d, max_pool2d, windows
 from snnfast._unroll.graph import unroll_steps
 from snnfast.compiler.calls import arguments, aten, name_of, value
+from snnfast.compiler.memory import take_place
 from snnfast.compiler.writer import Writer
 
 
@@ -77,7 +78,7 @@ def fuse_norm(writer: Writer, unroll: Node) -> bool:
     unroll.target = normed_unroll_steps
     writer.effects.discard(norm)
     writer.effects.add(unroll)
-    writer.graph.erase_node(norm)
+    take_place(norm, unroll)
     return True
 
 
@@ -107,10 +108,9 @@ def fuse_norm_of_series(writer: Writer, node: Node, every: Sequence[Node]) -> tu
         x: Any = norm.args[0]
         number = node.args.index(series)
         node.args = (*node.args, *norm.args[1:])
-        norm.replace_all_uses_with(x)  # the calls between the two are views
         writer.effects.discard(norm)
         writer.effects.add(node)
-        writer.graph.erase_node(norm)
+        take_place(norm, x)  # the calls between the two are views
         return number, _of_each_step if norm is series else _of_all_steps
     return None
 
@@ -163,7 +163,6 @@ def fuse_pool(writer: Writer, unroll: Node, spk: Node) -> bool:
         return False
     unroll.kwargs = {"pool": found}
     spk.meta["example_value"] = value(back)
-    back.replace_all_uses_with(spk)
     for node in (back, pool, flat):
-        writer.graph.erase_node(node)
+        take_place(node, spk)
     return True

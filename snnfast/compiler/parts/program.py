@@ -34,6 +34,7 @@ from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.loop import Each, Of, Same, Statement
 from snnfast.compiler.lower.linear import fuse_linear
 from snnfast.compiler.lower.norm import fuse_norm_of_series
+from snnfast.compiler.memory import erase_unread
 from snnfast.compiler.parts.base import Part, at_line
 from snnfast.compiler.parts.between import Layer, is_piece, layers_of
 from snnfast.compiler.parts.whole import check_whole
@@ -153,6 +154,29 @@ class Program(Part):
             gone.difference_update(numbers)
         for node in gone:
             del rolled.at[node]
+
+    def apart(self) -> list["Program"]:
+        """The programs that it consists of, where some of its statements have nothing to do with others.
+
+        Two results that share nothing are then two nodes of autograd, each with a backward pass of its own.
+        """
+        if self.products:
+            return [self]
+        of = {s: {s} for s in self.statements}
+        for statement, args in self.args.items():
+            for a in args:
+                if isinstance(a, Of) and a.statement not in of[statement]:
+                    of[statement] |= of[a.statement]
+                    of.update(dict.fromkeys(of[statement], of[statement]))
+        every = {id(some): some for some in of.values()}
+        return [self._of_some(some) for some in every.values()] if len(every) > 1 else [self]
+
+    def _of_some(self, some: set[Statement]) -> "Program":
+        statements = [s for s in self.statements if s in some]
+        rows = [{s: n for s, n in row.items() if s in some} for row in self.rows]
+        made = Program(statements, rows, self.samples, set())
+        made.args = {s: self.args[s] for s in statements}
+        return made
 
     def outputs(self) -> list[Statement]:
         """The statements whose results may be read outside, layer after layer."""
@@ -323,9 +347,9 @@ class Program(Part):
         chosen = [i for i, s in enumerate(outputs) if i in read or s in needed]
         for user in list(node.users):
             number: Any = user.args[1]
-            if not user.users:
-                to.graph.erase_node(user)
-            elif number < len(outputs):
+            if erase_unread(user):
+                continue
+            if number < len(outputs):
                 user.args = (node, chosen.index(number))
             else:
                 user.args = (node, number - len(outputs) + len(chosen))

@@ -15,6 +15,7 @@ from snnfast.compiler.loop import Statement
 from snnfast.compiler.lower.linear import fuse_linear
 from snnfast.compiler.lower.norm import fuse_norm, fuse_pool
 from snnfast.compiler.lower.sums import is_sum
+from snnfast.compiler.memory import take_place
 from snnfast.compiler.parts.base import Part, steps_of
 
 _SPIKES = 0
@@ -88,8 +89,7 @@ class Unroll(Part):
         count = None if spk is None else _count_of(spk)
         self._call.args = (*self._call.args[:-2], record, count is not None)
         if count is not None and spk is not None:
-            count.replace_all_uses_with(spk)
-            to.graph.erase_node(count)
+            take_place(count, spk)
         elif spk is not None and (linear := fuse_linear(to, self._call, spk)) is not None:
             self._call.args = (*self._call.args, *linear)
             self.fused = True

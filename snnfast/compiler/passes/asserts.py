@@ -13,6 +13,7 @@ import torch
 from torch.fx import Graph, Node
 
 from snnfast.compiler.calls import aten, insert_call, is_assert, site_of, value
+from snnfast.compiler.memory import take_place
 
 
 def run(graph: Graph) -> None:
@@ -28,4 +29,4 @@ def run(graph: Graph) -> None:
         stacked = insert_call(last, aten.stack.default, (conditions,), like=last)
         last.args = insert_call(last, aten.all.default, (stacked,), like=last), *last.args[1:]
         for node in nodes[:-1]:
-            graph.erase_node(node)
+            take_place(node, last)

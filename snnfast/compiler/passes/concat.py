@@ -17,7 +17,7 @@ import torch
 from torch.fx import Graph, Node
 
 from snnfast.compiler.calls import LEAST, aten, insert_call, same_context, signature_of, site_of, value
-from snnfast.compiler.memory import Memory, replace
+from snnfast.compiler.memory import Memory, erase_unread, replace
 from snnfast.compiler.order import reads
 
 
@@ -83,4 +83,4 @@ def _sum_of_products(node: Node, weights: list[Node]) -> None:
         total = product
     assert total is not None
     replace(node, total)
-    concatenated.graph.erase_node(concatenated)
+    erase_unread(concatenated)

@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 from snnfast._core.ops import NEURONS
 from snnfast._unroll.graph import step
 from snnfast.compiler.calls import arguments, aten, is_step, is_zero, name_of, signature_of
-from snnfast.compiler.memory import Memory
+from snnfast.compiler.memory import Memory, erase_unread
 
 
 def run(graph: Graph) -> None:
@@ -29,8 +29,7 @@ def run(graph: Graph) -> None:
         v = len(NEURONS[node.args[0]].states)
         node.target = step
         node.args = (*node.args[:2], (first, *tensors[1:v], connections, *tensors[v + 1 :]), *node.args[3:])
-        if not product.users:
-            graph.erase_node(product)
+        erase_unread(product)
 
 
 def _connections(node: Node) -> tuple[Node, Node, tuple[Any, ...]] | None:

@@ -9,7 +9,7 @@
 from torch.fx import Graph, Node
 
 from snnfast.compiler.calls import aten, same_context, value
-from snnfast.compiler.memory import Memory
+from snnfast.compiler.memory import Memory, take_place
 
 
 def run(graph: Graph) -> None:
@@ -19,7 +19,7 @@ def run(graph: Graph) -> None:
         before = node.args[0] if _counts(node) and all(map(_counts, seen)) else None  # nothing else has its memory
         while isinstance(before, Node) and _counts(before) and len(before.users) == 1 and same_context(before, node):
             node.args = before.args[0], before.args[1] + node.args[1]
-            graph.erase_node(before)
+            take_place(before, node)
             before = node.args[0]
 
 

@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from snnfast.compiler.calls import as_leaf, has_effect, is_random, is_step, literal, module_of, value
 from snnfast.compiler.functions import body_key
-from snnfast.compiler.memory import Memory
+from snnfast.compiler.memory import Memory, take_place
 
 
 def run(graph: Graph) -> None:
@@ -45,8 +45,7 @@ def run(graph: Graph) -> None:
             key = node.op, node.target, literal((node.args, node.kwargs)), node.meta["context"]
         first = seen.setdefault(key, node)
         if first is not node:
-            node.replace_all_uses_with(first)
-            graph.erase_node(node)
+            take_place(node, first)
 
 
 def _is_view(node: Node, memory: Memory) -> bool:

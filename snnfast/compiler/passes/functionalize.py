@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from snnfast.compiler.calls import arguments, aten, changed, fake_call, name_of, signature_of, size_of, value
-from snnfast.compiler.memory import Memory
+from snnfast.compiler.memory import Memory, erase_unread, take_place
 
 # These make a tensor that needs no gradient.
 _NEW = (
@@ -80,11 +80,10 @@ class _Changes:
                 other.meta["storage"] = [_fresh(self.s, now) if t == self.s else t for t in self.memory.storage[other]]
         new.meta = {**node.meta, "example_value": made}
         self._enter(new, now)
-        node.replace_all_uses_with(new)
         for user in list(before.users):
             if position[user] > now:
                 user.replace_input_with(before, new)
-        self.graph.erase_node(node)
+        take_place(node, new)
         # The next change is one of the new memory.
         self.sharing[:] = [new, *(o for o in self.sharing if position[o] > now)]
         return True
@@ -116,10 +115,11 @@ class _Changes:
                 continue
             read.replace_all_uses_with(found)
             view: Any = read
-            while view is not base and not view.users:
+            while view is not base:
                 source = view.args[0]
+                if not erase_unread(view):
+                    break
                 self.sharing.remove(view)
-                self.graph.erase_node(view)
                 view = source
 
     def _at_first(self, read: Node, base: Node, dim: int, index: int) -> Node:
@@ -182,7 +182,7 @@ class _Changes:
             if position[other] > now:
                 other.meta["storage"] = new.meta["storage"]
         for node in sorted(parts, key=position.__getitem__, reverse=True):
-            self.graph.erase_node(node)
+            take_place(node, new)
         base.replace_all_uses_with(new, delete_user_cb=lambda user: position[user] > now)
         return True
 

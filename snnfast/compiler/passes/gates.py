@@ -32,7 +32,7 @@ from snnfast.compiler.calls import (
     tensors_of,
     value,
 )
-from snnfast.compiler.memory import Memory, replace
+from snnfast.compiler.memory import Memory, erase_unread, replace, take_place
 from snnfast.compiler.order import reads
 
 _IN_PIECES = ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
@@ -101,7 +101,7 @@ def _spell_out(node: Node) -> Node:
     if isinstance(results, Node):
         replace(node, results)
     else:
-        node.graph.erase_node(node)
+        erase_unread(node)
     return h
 
 
@@ -203,10 +203,8 @@ def _cut(node: Node, cuts: list[_Cut]) -> None:
             continue
         else:
             made = of_piece(node)
-        piece.replace_all_uses_with(made)
-        node.graph.erase_node(piece)
+        take_place(piece, made)
     for user in dict.fromkeys(user for user, *_ in cuts):
-        if not user._erased and not user.users:
-            node.graph.erase_node(user)
-    if not node.users:
-        node.graph.erase_node(node)
+        if not user._erased:
+            erase_unread(user)
+    erase_unread(node)

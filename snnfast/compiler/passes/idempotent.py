@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 from snnfast.compiler.calls import changed, literal, name_of
-from snnfast.compiler.memory import Memory, takes_data
+from snnfast.compiler.memory import Memory, take_place, takes_data
 
 _IDEMPOTENT = ("clamp_", "clamp_min_", "clamp_max_", "relu_", "abs_", "fill_", "zero_", "copy_")
 
@@ -28,11 +28,11 @@ def run(graph: Graph) -> None:
                 last = node
                 continue
             taken = node.args[0]
-            node.replace_all_uses_with(last)
-            graph.erase_node(node)
+            take_place(node, last)
             while isinstance(taken, Node) and takes_data(taken) and not taken.users:
-                graph.erase_node(taken)
-                taken = taken.args[0]
+                source: Any = taken.args[0]
+                take_place(taken, source)
+                taken = source
 
 
 def _repeats(node: Node, last: Node, memory: Memory) -> bool:

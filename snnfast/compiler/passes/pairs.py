@@ -31,7 +31,7 @@ from snnfast.compiler.calls import (
     site_of,
     value,
 )
-from snnfast.compiler.memory import Memory
+from snnfast.compiler.memory import Memory, erase_unread, take_place
 from snnfast.compiler.order import cycles
 from snnfast.compiler.passes.unstack import has_hook, reads
 
@@ -161,8 +161,9 @@ class _Writer:
     def remove(self, node: Node) -> None:
         """Remove a call. Those that stay complex read what its parts make up."""
         if node.users:
-            node.replace_all_uses_with(insert_call(node, aten.complex.default, self._pairs[node], like=node))
-        node.graph.erase_node(node)
+            take_place(node, insert_call(node, aten.complex.default, self._pairs[node], like=node))
+        else:
+            erase_unread(node)
 
 
 def _read_entries(stack: Node) -> None:
@@ -170,8 +171,7 @@ def _read_entries(stack: Node) -> None:
     entries: Any = stack.args[0]
     for read, index in reads(stack):
         if not has_hook(read):
-            read.replace_all_uses_with(entries[index])
-            stack.graph.erase_node(read)
+            take_place(read, entries[index])
 
 
 # ---- the forms of calls: each is given the arguments of its schema, complex tensors as pairs

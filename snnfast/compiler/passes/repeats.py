@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, map_arg
 
 from snnfast.compiler.calls import aten, has_effect, insert_call, is_pointwise, is_random, same_context, value
+from snnfast.compiler.memory import erase_unread
 
 
 def run(graph: Graph) -> None:
@@ -26,5 +27,5 @@ def run(graph: Graph) -> None:
             target: Any = reader.target
             early = insert_call(node, target, args, kwargs, like=node)
             reader.target, reader.args, reader.kwargs = node.target, (early, *node.args[1:]), node.kwargs
-            graph.erase_node(node)
+            erase_unread(node)
             node = reader

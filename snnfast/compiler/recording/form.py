@@ -16,7 +16,7 @@ from snnfast.compiler.emit import LEAST_NUMBER
 from snnfast.compiler.recording.functions import Computed
 from snnfast.compiler.recording.kinds import Hole, Kind
 from snnfast.compiler.recording.later import AT, LOW, Like
-from snnfast.compiler.recording.runs import LEAST, Folded, runs_of
+from snnfast.compiler.recording.runs import LEAST, MOST, Folded, runs_of
 from snnfast.compiler.sparse import memory_of
 
 _NEAR = 3
@@ -161,6 +161,8 @@ class Form:
         self._alive = alive
         self._writes = any(any(kind.writes) for kind in set(self.kinds))
         runs = runs_of(self.kinds, self.leaves)
+        if len(runs) > MOST:
+            raise UnknownFormError(f"it has more than {MOST} loops, such as the parts of a loop whose steps differ")
         self.folded = folded = Folded(runs, len(self.kinds))
         self.runs = runs
         self.steps = [run.steps for run in runs]
@@ -513,7 +515,9 @@ class Form:
             elif t is slice:
                 enter((a.start, a.stop, a.step))
 
-        for kind in [self.kinds[n] for n in self.at]:
+        for n in self.at:
+            kind = self.kinds[n]
+            enter([a for a, is_tensor in zip(self.leaves[n], kind.tensors, strict=True) if not is_tensor])
             enter(kind.args)
             enter(kind.kwargs)
             for like in kind.likes[:8]:

@@ -3,12 +3,16 @@
 import operator
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 LEAST = 3
 """So many like periods are a loop."""
+
+MOST = 64
+"""More loops are not looked for. They are parts of a loop whose steps differ, and its graph would have them all."""
 
 _CANDIDATES = 8
 
@@ -34,23 +38,25 @@ class Run(NamedTuple):
 
 
 def runs_of(kinds: Sequence[Any], leaves: Sequence[tuple[Any, ...]]) -> list[Run]:
-    """The loops of a record, in order. Calls of a loop are of one kind, and their leaves grow by the same strides."""
-    return list(_runs(kinds, leaves, 0, len(kinds)))
+    """The loops of a record, in order, or one more than ``MOST`` of them.
+
+    Calls of a loop are of one kind, and their leaves grow by the same strides.
+    """
+    alike = _Alike(kinds)
+    found: list[Run] = []
+    rest = [(0, len(kinds))]
+    while rest and len(found) <= MOST:
+        low, high = rest.pop()
+        run = _longest(alike, leaves, low, high) if high - low >= LEAST else None
+        if run is not None:
+            found.append(run)
+            rest += [(low, run.start), (run.end, high)]
+    return sorted(found, key=lambda run: run.start)
 
 
-def _runs(kinds: Sequence[Any], leaves: Sequence[tuple[Any, ...]], low: int, high: int) -> Iterator[Run]:
-    if high - low < LEAST:
-        return
-    found = _longest(kinds, leaves, low, high)
-    if found is not None:
-        yield from _runs(kinds, leaves, low, found.start)
-        yield found
-        yield from _runs(kinds, leaves, found.end, high)
-
-
-def _longest(kinds: Sequence[Any], leaves: Sequence[tuple[Any, ...]], low: int, high: int) -> Run | None:
+def _longest(alike: "_Alike", leaves: Sequence[tuple[Any, ...]], low: int, high: int) -> Run | None:
     """The run with most calls."""
-    stretches = [_stretch(kinds, period, low, high) for period in _periods(kinds, low, high)]
+    stretches = [alike.stretch(period, low, high) for period in _periods(alike.kinds, low, high)]
     stretches.sort(key=lambda s: (s[0] - s[1], s[2]))  # most calls first, and of those the shortest period
     best: Run | None = None
     for start, end, period in stretches:
@@ -74,19 +80,37 @@ def _periods(kinds: Sequence[Any], low: int, high: int) -> list[int]:
     return [distance for distance, _ in distances.most_common(_CANDIDATES) if distance * LEAST <= high - low]
 
 
-def _stretch(kinds: Sequence[Any], period: int, low: int, high: int) -> tuple[int, int, int]:
-    """The longest stretch of calls of which each is of the kind of the one a period later: start, end, period."""
-    best = (low, low)
-    start = low
-    while start < high - period:
-        stop = start
-        while stop < high - period and kinds[stop] is kinds[stop + period]:
-            stop += 1
-        if stop - start > best[1] - best[0]:
-            best = (start, stop)
-        start = stop + 1
-    start, stop = best
-    return start, stop + period if stop > start else start, period
+class _Alike:
+    """The stretches of calls of which each is of the kind of the one a period later."""
+
+    def __init__(self, kinds: Sequence[Any]) -> None:
+        self.kinds = kinds
+        self._of_period: dict[int, list[tuple[int, int]]] = {}
+
+    def stretch(self, period: int, low: int, high: int) -> tuple[int, int, int]:
+        """The longest one between two calls: start, end, period."""
+        if period not in self._of_period:
+            self._of_period[period] = self._stretches(period)
+        every, last = self._of_period[period], high - period
+        best = (low, low)
+        for i in range(bisect_right(every, low, key=itemgetter(1)), len(every)):
+            start, stop = max(every[i][0], low), min(every[i][1], last)
+            if every[i][0] >= last:
+                break
+            if stop - start > best[1] - best[0]:
+                best = (start, stop)
+        start, stop = best
+        return start, stop + period if stop > start else start, period
+
+    def _stretches(self, period: int) -> list[tuple[int, int]]:
+        found, start = [], 0
+        for i, (a, b) in enumerate(zip(self.kinds, self.kinds[period:], strict=False)):
+            if a is not b:
+                if i > start:
+                    found.append((start, i))
+                start = i + 1
+        end = len(self.kinds) - period
+        return [*found, (start, end)] if end > start else found
 
 
 def _regular(leaves: Sequence[tuple[Any, ...]], start: int, end: int, period: int) -> Run | None:

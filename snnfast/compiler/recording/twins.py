@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from snnfast.compiler.calls import are_same
 from snnfast.compiler.recording.form import Constant, Form, Inside, Size, UnknownFormError, resized
 from snnfast.compiler.recording.later import Like
 
@@ -59,7 +60,7 @@ class Twins(Form):
         if not sizes or min(map(min, sizes)) < 2:  # a dimension of size 1 is broadcast
             raise UnknownFormError("it differs by more than the size of a batch")
         self._unit = min(sizes)
-        differ = [(type(a), a) != (type(b), b) for a, b in zip(ours, others, strict=True)]
+        differ = [type(a) is not type(b) or not are_same(a, b) for a, b in zip(ours, others, strict=True)]
         self._told = [self._multiple(a, b) if d else a for a, b, d in zip(ours, others, differ, strict=True)]
         numbers = iter(self._told)
         self.calls = [
@@ -96,7 +97,7 @@ class Twins(Form):
                 if rest:
                     return None
                 found.add(size)
-            elif (type(a), a) != (type(b), b):
+            elif type(a) is not type(b) or not are_same(a, b):
                 return None
         size = found.pop()
         return size if not found and size > 1 else None

@@ -1,0 +1,48 @@
+"""The loops of a record."""
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import snnfast
+from snnfast.compiler.recording.runs import MOST, Run, runs_of
+
+
+def record(*loops: tuple[int, int]) -> tuple[list[Any], list[tuple[int, ...]]]:
+    """Loops of so many steps of so many calls, each of kinds of its own, and a call between two of them."""
+    kinds: list[Any] = []
+    for steps, period in loops:
+        kinds += [object() for _ in range(period)] * steps
+        kinds.append(object())
+    return kinds, [(i,) for i in range(len(kinds))]
+
+
+def test_the_loops_of_a_record_are_found_in_order() -> None:
+    found = runs_of(*record((4, 2), (5, 1), (3, 3)))
+    assert found == [Run(0, 2, 4, ((2,), (2,))), Run(9, 1, 5, ((1,),)), Run(15, 3, 3, ((3,), (3,), (3,)))]
+
+
+@pytest.mark.parametrize("loops", [MOST, 1200])
+def test_no_more_loops_are_looked_for_than_a_graph_may_have(loops: int) -> None:
+    assert len(runs_of(*record(*[(4, 2)] * loops))) == min(loops, MOST + 1)
+
+
+def test_a_loop_with_a_loop_in_each_of_its_odd_steps_runs_as_it_is_and_says_why() -> None:
+    odd = [i * 7919 % 13 % 3 for i in range(1200)]  # how many events each step has
+
+    def loop(x: Tensor) -> Tensor:
+        mem = torch.zeros_like(x)
+        for events in odd:
+            for _ in range(events):
+                mem = torch.tanh(mem)
+            for _ in range(3):
+                mem = mem * 0.9 + x
+        return mem
+
+    x, start = torch.ones(2, 3), time.process_time()
+    torch.testing.assert_close(snnfast.compile(loop, by="recording")(x), loop(x))
+    assert time.process_time() - start < 10
+    assert any("more than 64 loops" in note for note in snnfast.explain(loop, x, by="recording").notes)
