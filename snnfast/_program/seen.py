@@ -11,10 +11,10 @@ import collections
 import dis
 import enum
 import functools
-import inspect
+import importlib.util
+import operator
 import random
 import sys
-import sysconfig
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -23,33 +23,33 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from snnfast._program.places import Places
+from snnfast._program.settled import WHOLE, holds_state, is_closed, is_settled, is_whole, setting
 from snnfast._program.trace import NotElementwiseError
 
 __all__ = ["Moment", "Sight", "Surroundings", "modes"]
 
-# Code of these packages, and of Python's own, does not change between two calls.
-_SETTLED = ("torch", "snnfast", "numpy", "builtins")
-# Attributes that their code reads have names that the step does not have.
-_WHOLE = ("torch", "snnfast")
-
 _PLAIN = (int, bool, str, bytes, type(None), type(...), type(NotImplemented), torch.dtype, torch.layout, range)
 _CONTAINERS = (list, set, frozenset, collections.deque)
 
-# With these, code finds what it does not name.
-_BY_TEXT = {"getattr", "vars", "attrgetter", "__dict__"}
-_ANYTHING = {"globals", "eval", "exec", "locals", "__import__", "import_module"}
+# With these, code finds attributes that it does not name.
+_BY_TEXT = {"getattr", "hasattr", "setattr", "delattr", "vars", "dir", "format", "attrgetter", "methodcaller"}
+_BY_TEXT |= {"__dict__", "__getstate__", "__reduce_ex__"}
+_BY_TEXT |= {"children", "named_children", "modules", "named_modules", "get_submodule"}
+_BY_TEXT |= {"buffers", "named_buffers", "get_buffer", "parameters", "named_parameters", "get_parameter", "state_dict"}
+# Modules and classes whose functions find them.
+_FINDERS = ("dataclasses", operator.attrgetter, operator.methodcaller)
+# Nobody knows what these find.
+_ANYTHING = {"globals", "eval", "exec", "locals", "__import__", "open", "input", "breakpoint"}
+_ANY_OBJECT = {"__globals__", "__builtins__", "__subclasses__", "f_globals", "f_locals", "f_back", "f_builtins"}
 
 # PyTorch calls these methods of a class that derives from its own.
-_CALLED = {"forward", "backward", "jvp", "setup_context", "derivative"}
+_CALLED = {"forward", "backward", "jvp", "vmap", "setup_context", "derivative"}
 _OF_MODULES = {"_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "training"}
-_UNUSED = {"__init__", "__new__", "__repr__", "__doc__", "__module__", "__dict__", "__weakref__", "__init_subclass__"}
-
-# Modules of types whose objects have no attributes and never change.
-_FIXED = ("decimal", "fractions", "re", "datetime", "operator", "typing", "abc")
-
-# Classes of Python's own whose objects show all that they hold.
-_OPEN = {object, type, complex, types.SimpleNamespace, slice}
-_OPEN |= {int, float, str, bytes, dict, list, set, frozenset, tuple, collections.deque, collections.OrderedDict}
+_UNUSED = {"__repr__", "__doc__", "__module__", "__dict__", "__weakref__"}
+_MAKE = ("__new__", "__init__", "__init_subclass__", "__post_init__")
+# These are called where a text is made of an object.
+_TEXTS = {"repr", "str", "ascii", "format", "print"}
 
 # A step that sees more objects, or an array of more bytes, would be slow to look at.
 _MOST = 4000
@@ -61,10 +61,12 @@ class Moment(NamedTuple):
     Attributes:
         key: Equal for two moments between which nothing has changed that could change what the step computes.
         kept: The objects whose identities are in the key. While they live, no other object has these.
+        places: Where all this is. Only :meth:`Sight.places` fills them.
     """
 
     key: tuple[Any, ...]
     kept: list[Any]
+    places: Places
 
     def differs_in(self, other: "Moment") -> str:
         """The name of the first thing that is another one in another moment."""
@@ -76,15 +78,26 @@ class Moment(NamedTuple):
         return names[-1] if names else "a mode of PyTorch"
 
 
+class _Nowhere:
+    """Places that nobody asks for."""
+
+    unseen = ""
+
+    def ignore(self, *_: Any, **__: Any) -> None: ...
+
+    names = parts = function = cell = class_ = contents = array = tensor = ignore
+
+
 # Descriptors of attributes do not change. The value of the attribute is seen in its object.
-_DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType, type(vars(Moment)["key"]))
+_DESCRIPTORS: tuple[type, ...] = (types.GetSetDescriptorType, types.MemberDescriptorType, type(vars(Moment)["key"]))
+_DESCRIPTORS += (types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType)
 
 
 class Sight:
-    """All that a function can see.
+    """All that a function can see, or the methods of a class.
 
     Args:
-        function: The function.
+        function: The function, or the class.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -98,14 +111,24 @@ class Sight:
             NotElementwiseError: It sees something whose changes can't be seen. The message names it.
         """
         walk = self._walk(options)
-        return Moment(tuple(walk.tokens), walk.kept)
+        return Moment(tuple(walk.tokens), walk.kept, walk.places)
+
+    def places(self) -> Moment:
+        """Record all that it sees now and where, so that it can be found or put back later.
+
+        Raises:
+            NotElementwiseError: It sees something whose changes can't be seen, or not be put back.
+        """
+        walk = self._walk({}, Places)
+        if walk.places.unseen:
+            raise NotElementwiseError(f"it sees {walk.places.unseen}, which can't be put back")
+        walk.places.finish()
+        return Moment(tuple(walk.tokens), walk.kept, walk.places)
 
     @contextmanager
     def undisturbed(self, options: Mapping[str, Any]) -> Iterator[None]:
         """Undo what the function changes of all that it sees, and what it draws of random numbers."""
-        walk = self._walk(options)
-        undo = [_undo(value) for value in walk.kept]
-        undo += [functools.partial(_set_items, *space) for space in walk.written]
+        places = self._walk(options, Places).places
         drawn = random.getstate()
         of_numpy = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
         try:
@@ -114,13 +137,11 @@ class Sight:
             random.setstate(drawn)
             if of_numpy is not None:
                 sys.modules["numpy"].random.set_state(of_numpy)
-            for put_back in undo:
-                if put_back is not None:
-                    put_back()
+            places.put_back()
 
-    def _walk(self, options: Mapping[str, Any]) -> "_Walk":
+    def _walk(self, options: Mapping[str, Any], kind: Callable[[], Any] = _Nowhere) -> "_Walk":
         while True:
-            walk = _Walk(self._names)
+            walk = _Walk(self._names, kind())
             walk.visit(self._function)
             walk.attributes(options, whole=True)
             if walk.names == self._names:
@@ -155,72 +176,36 @@ def modes() -> tuple[Any, ...]:
     return torch.get_default_dtype(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled(), autocast
 
 
-def _undo(value: Any) -> Callable[[], None] | None:
-    """A function that puts back what an object holds now."""
-    if isinstance(value, types.CellType):
-        return functools.partial(setattr, value, "cell_contents", value.cell_contents) if _is_full(value) else None
-    if isinstance(value, list):
-        return functools.partial(value.__setitem__, slice(None), value.copy())
-    if isinstance(value, dict):
-        return functools.partial(_set_all, value, dict(value))
-    if isinstance(value, set | collections.deque):
-        return functools.partial(_set_all, value, value.copy())
-    held = getattr(value, "__dict__", None)
-    if isinstance(held, dict) and not isinstance(value, types.ModuleType | torch.Tensor):
-        return functools.partial(_set_all, held, dict(held))
-    return None
-
-
-def _set_all(held: Any, before: Any) -> None:
-    items = (held.items(), before.items()) if isinstance(held, dict) else (held, before)
-    # Nobody knows what the objects' own comparison does.
-    if len(held) != len(before) or not all(map(_is_same, *items)):
-        held.clear()
-        held.extend(before) if isinstance(held, collections.deque) else held.update(before)
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    return one is other or (type(one) is tuple and len(one) == 2 and one[0] is other[0] and one[1] is other[1])
-
-
-def _set_items(held: dict[str, Any], before: dict[str, Any]) -> None:
-    held.update(before)
-
-
 class _Code(NamedTuple):
     """The names in a code, and in the codes of the functions within it."""
 
     globals: tuple[str, ...]
-    written: tuple[str, ...]
+    imported: tuple[tuple[str, int], ...]
     names: frozenset[str]
 
 
 @functools.lru_cache(4096)
 def _code(code: types.CodeType) -> _Code:
-    read, written = set(), set()
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            read.add(instruction.argval)
-        elif instruction.opname == "STORE_GLOBAL":
-            written.add(instruction.argval)
+    read, imported = set(), set()
     names = set(code.co_names) | {c for c in code.co_consts if isinstance(c, str)}  # a text may be getattr's
+    before: list[Any] = [None, None]
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
+            read.add(instruction.argval)
+        elif instruction.opname == "IMPORT_NAME":
+            imported.add((instruction.argval, before[0]))  # behind its level and its names
+        elif instruction.opname == "MATCH_CLASS":
+            names.add("getattr")
+        elif instruction.opname.startswith("FORMAT_"):
+            names.add("str")
+        before = [before[1], instruction.argval]
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             found = _code(inner)
             read |= set(found.globals)
-            written |= set(found.written)
+            imported |= set(found.imported)
             names |= found.names
-    return _Code(tuple(sorted(read | written)), tuple(sorted(written)), frozenset(names))
-
-
-@functools.lru_cache(4096)
-def _is_settled(module: str | None) -> bool:
-    package = str(module).partition(".")[0]
-    if package in _SETTLED:
-        return True
-    file = getattr(sys.modules.get(package), "__file__", None)
-    # A module of the user's may have the name of one of Python's own.
-    return package in sys.stdlib_module_names and (file is None or file.startswith(sysconfig.get_path("stdlib")))
+    return _Code(tuple(sorted(read)), tuple(sorted(imported)), frozenset(names))
 
 
 class _Walk:
@@ -228,15 +213,16 @@ class _Walk:
 
     Attributes:
         names: The names in all codes so far. Of an object with attributes, those with these names are looked at.
-        written: Globals that the codes write to, with their values: the module's dictionary, and these of it.
+        places: Where it has looked.
     """
 
-    def __init__(self, names: frozenset[str]) -> None:
+    def __init__(self, names: frozenset[str], places: Any) -> None:
         self.names = set(names)
         self.tokens: list[Any] = []
         self.kept: list[Any] = []
-        self.written: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.places = places
         self._known: set[int] = set()
+        self._made: set[int] = set()  # classes that the code may make objects of
         self._whole = not names.isdisjoint(_BY_TEXT)
 
     def visit(self, value: Any) -> None:
@@ -249,14 +235,21 @@ class _Walk:
             self.tokens += (kind, len(value))
             for item in value:
                 self.visit(item)
-        elif id(value) in self._known:
-            self.tokens.append(id(value))
-        else:
-            self._known.add(id(value))
-            self.kept.append(value)
-            if len(self.kept) > _MOST:
-                raise NotElementwiseError("it sees too many objects to know whether one has changed")
+        elif isinstance(value, type):
+            self._class(value, is_made=True)
+        elif self._is_new(value):
             self._object(value, kind)
+
+    def _is_new(self, value: Any) -> bool:
+        """Whether an object was not looked at yet. From now on it was."""
+        if id(value) in self._known:
+            self.tokens.append(id(value))
+            return False
+        self._known.add(id(value))
+        self.kept.append(value)
+        if len(self.kept) > _MOST:
+            raise NotElementwiseError("it sees too many objects to know whether one has changed")
+        return True
 
     def _object(self, value: Any, kind: type) -> None:
         if kind is types.FunctionType:
@@ -264,54 +257,81 @@ class _Walk:
             self._of_function(value)
         elif isinstance(value, types.ModuleType):
             self._identity(value)
-            if value.__name__ == "os" and not self.names.isdisjoint(("environ", "getenv")):
-                raise NotElementwiseError("it reads os.environ, whose changes can't be seen")
-            if not _is_settled(value.__name__):
-                self.attributes(vars(value))
-        elif isinstance(value, type):
-            self._identity(value)
-            self._of_class(value)
+            self._of_module(value)
         elif kind is types.CellType:
+            self.places.cell(value)
             self.visit(value.cell_contents if _is_full(value) else None)
         elif kind is types.MethodType:  # a new object at each access
             self.visit(value.__func__)
             self.visit(value.__self__)
         elif kind in (types.BuiltinFunctionType, types.MethodWrapperType):
             self.tokens += (str, value.__name__)
-            self.visit(value.__self__)
+            if getattr(value, "__module__", None) is None:  # a method
+                self.visit(value.__self__)
+            else:
+                self._identity(value)
+                self._of_settled(value, value.__module__)
         elif isinstance(value, Tensor):
             self._identity(value)
+            self.places.tensor(value)
             self.tokens.append(None if value.is_inference() else value._version)
         elif isinstance(value, functools.partial):
             self.tokens.append(kind)
             for part in (value.func, value.args, value.keywords):
                 self.visit(part)
+        elif kind in (operator.attrgetter, operator.itemgetter, operator.methodcaller):
+            self._identity(value)
+            for part in value.__reduce__()[1:]:
+                self._name_of(part)
         elif isinstance(value, staticmethod | classmethod):
             self.visit(value.__func__)
         elif isinstance(value, property):
             self.visit(value.fget)
         elif isinstance(value, functools.cached_property):
             self.visit(value.func)
-        elif isinstance(value, (enum.Enum, *_DESCRIPTORS)):
+        elif isinstance(value, _DESCRIPTORS):
             self._identity(value)
+        elif isinstance(value, enum.Enum):
+            self._identity(value)
+            self._class(kind)
+            self.attributes(vars(value))
+            self.visit(value._value_)
         elif kind in (dict, types.MappingProxyType, collections.OrderedDict, collections.defaultdict):
             self._identity(value)
+            if kind is types.MappingProxyType:
+                self.places.unseen = self.places.unseen or "a mapping that can't be written to"
+            if kind is collections.defaultdict:
+                self.visit(value.default_factory)
             self._items(value)
         elif kind in _CONTAINERS:
             self._identity(value)
-            self.tokens.append(len(value))
-            for item in value:
-                self.visit(item)
+            self._of_container(value)
         else:
             self._of_instance(value, kind)
 
     def _identity(self, value: Any) -> None:
         self.tokens.append(id(value))
 
-    def _items(self, items: Mapping[Any, Any]) -> None:
+    def _name_of(self, part: Any) -> None:
+        """Enter the texts of a getter, which are names of attributes."""
+        if isinstance(part, str):
+            self.names.update(part.split("."))
+        elif isinstance(part, tuple):
+            for inner in part:
+                self._name_of(inner)
+        self.visit(part)
+
+    def _items(self, items: Any) -> None:
+        self.places.contents(items)
         self.tokens.append(len(items))
         for key, item in items.items():
             self.visit(key)
+            self.visit(item)
+
+    def _of_container(self, value: Any) -> None:
+        self.places.contents(value)
+        self.tokens.append(len(value))
+        for item in value:
             self.visit(item)
 
     def _of_function(self, function: types.FunctionType) -> None:
@@ -319,75 +339,205 @@ class _Walk:
             self.tokens.append(name)
             self.visit(cell)
         space = function.__globals__
-        if _is_settled(space.get("__name__")):  # not its ``__module__``, which a wrapper has from what it wraps
+        if is_settled(space.get("__name__")):  # not its ``__module__``, which a wrapper has from what it wraps
+            self._of_settled(function, space["__name__"])
             return
         read = _code(function.__code__)
         self.tokens.append(id(function.__code__))
         self.kept.append(function.__code__)
         self.names |= read.names
-        if not _ANYTHING.isdisjoint(read.globals):
-            found = next(iter(_ANYTHING.intersection(read.globals)))
-            raise NotElementwiseError(f"{found}() may see anything")
+        if not _ANY_OBJECT.isdisjoint(read.names):
+            raise NotElementwiseError(f"{min(_ANY_OBJECT & read.names)} may find anything")
+        self.places.function(function)
         self.visit(function.__defaults__)
         if function.__kwdefaults__:
             self.attributes(function.__kwdefaults__, whole=True)
         self.attributes(function.__dict__)
-        if read.written:
-            self.written.append((space, {name: space[name] for name in read.written if name in space}))
+        self.places.names(space, None, read.globals)
         for name in read.globals:
             self.tokens.append(name)
-            self.visit(space[name] if name in space else getattr(builtins, name, None))
+            if name in space:
+                self.visit(space[name])
+            else:
+                self.places.names(vars(builtins), None, (name,))
+                self.visit(getattr(builtins, name, None))
+        for name, level in read.imported:
+            self._of_import(name, level, space)
+
+    def _of_import(self, name: str, level: int, space: Mapping[str, Any]) -> None:
+        """Look at what an import inside of a function reads, if it was imported before."""
+        if level:
+            package = space.get("__package__") or str(space.get("__name__")).rpartition(".")[0]
+            name = importlib.util.resolve_name("." * level + name, package)
+        parts = name.split(".")
+        for found in (".".join(parts[: i + 1]) for i in range(len(parts))):
+            self.tokens.append(found)
+            if found in sys.modules:
+                self.places.names(sys.modules, None, (found,))
+            else:  # to undo an import would make a second module
+                self.places.unseen = self.places.unseen or f"the module {found}, which is not imported yet"
+            self.visit(sys.modules.get(found))
+
+    def _of_settled(self, function: Any, module: str) -> None:
+        """Refuse a function of Python's own, of PyTorch or of NumPy that does not compute from its arguments alone."""
+        name, package = function.__name__, module.partition(".")[0]
+        if (package == "builtins" and name in _BY_TEXT) or module in _FINDERS:
+            self.names.add("getattr")
+        elif package == "builtins" and name in _ANYTHING:
+            raise NotElementwiseError(f"{name}() may see anything")
+        elif not is_settled(module) and isinstance(function, types.BuiltinFunctionType):
+            raise NotElementwiseError(f"it calls {module}.{name}, which is written in C and may read anything")
+        elif package in WHOLE or package == "numpy":
+            self._of_torch(function, module)
+        elif holds_state(module):
+            raise NotElementwiseError(f"it calls {module}.{name}, which may return something else each time")
+
+    def _of_torch(self, function: Any, module: str) -> None:
+        is_safe = module.startswith("snnfast") or not holds_state(module) or function.__name__ == "is_available"
+        found = setting(function) if is_safe or not is_settled(function.__module__) else None  # or of a wrapper
+        if found is None:
+            raise NotElementwiseError(f"it calls {function.__module__}.{function.__name__}, which may change")
+        if found:
+            self.tokens += found
+            self.places.unseen = self.places.unseen or f"what {found[0]} returns"
+
+    def _class(self, kind: type, is_made: bool = False) -> None:
+        """Look at a class, and at what makes an object of it, if the code has the class by itself."""
+        is_new = self._is_new(kind)
+        if is_new:
+            self._identity(kind)
+        if kind in _FINDERS:
+            self.names.add("getattr")
+        if is_settled(kind.__module__):
+            self._of_settled_class(kind, is_made)
+            return
+        if is_new:
+            self._of_class(kind)
+        if is_made and id(kind) not in self._made:
+            self._made.add(id(kind))
+            self._some_of_class(kind, [name for name in vars(kind) if name in _MAKE])
+        for base in kind.__bases__:
+            self._class(base, is_made and not is_settled(base.__module__))
+
+    def _of_settled_class(self, kind: type, is_made: bool) -> None:
+        if not is_made or issubclass(kind, BaseException) or kind.__module__.partition(".")[0] in WHOLE:
+            return
+        if holds_state(kind.__module__):
+            raise NotElementwiseError(f"it sees the class {kind.__module__}.{kind.__qualname__}, which may change")
 
     def _of_class(self, kind: type) -> None:
-        if _is_settled(kind.__module__):
-            return
-        for base in kind.__bases__:
-            self.visit(base)
-        for name, value in vars(kind).items():
-            if name in self.names or self._whole or (_is_called(name) and callable(value)):
-                self.tokens.append(name)
-                self.visit(value)
+        meta = type(kind)
+        if not is_settled(meta.__module__):
+            self._class(meta)
+        self.places.class_(kind)
+        shows = not _TEXTS.isdisjoint(self.names)
+        held = vars(kind)
+        read = [
+            name
+            for name, value in held.items()
+            if name in self.names
+            or self._whole
+            or (_is_called(name) and callable(value))
+            or (shows and name == "__repr__")
+        ]
+        self._some_of_class(kind, read)
+        self.places.names(held, kind, self.names, whole=True)  # a new method may be called without its name
+        if isinstance(kind, enum.EnumMeta):
+            self.visit(tuple(held["_member_map_"].values()))
+
+    def _some_of_class(self, kind: type, names: list[str]) -> None:
+        held = vars(kind)
+        self.places.names(held, kind, names)
+        for name in names:
+            self.tokens.append(name)
+            self.visit(held[name])
 
     def attributes(self, held: Mapping[str, Any], whole: bool = False) -> None:
-        for name in held:
-            if whole or self._whole or name in self.names:
-                self.tokens.append(name)
-                self.visit(held[name])
+        """Look at the attributes that a mapping holds, which the code may read."""
+        read = list(held) if whole or self._whole else [name for name in held if name in self.names]
+        self.places.names(held, None, read, whole or self._whole)
+        self.places.names(held, None, self.names)
+        for name in read:
+            self.tokens.append(name)
+            self.visit(held[name])
+
+    def _of_module(self, module: types.ModuleType) -> None:
+        name = module.__name__
+        if not is_settled(name):
+            held = vars(module)
+            self.attributes(held)
+            if "__getattr__" in held:
+                self.visit(held["__getattr__"])
+            if type(module) is not types.ModuleType:
+                self._class(type(module))
+            return
+        if name in _FINDERS:
+            self.names.add("getattr")
+        if name != "builtins" and not holds_state(name) and name.partition(".")[0] not in (*WHOLE, "numpy"):
+            return
+        held = vars(module)
+        for found in sorted([name for name in self.names if name in held]):  # the modules have thousands
+            self._member(module, found, held[found])
+        if type(module) is not types.ModuleType:  # such as those of PyTorch's backends
+            for found in sorted(self.names.intersection(vars(type(module)))):
+                self._member(module, found, vars(type(module))[found])
+
+    def _member(self, module: types.ModuleType, name: str, value: Any) -> None:
+        """Look at a name of a module of Python's own, of PyTorch or of NumPy, or refuse it."""
+        self.tokens.append(name)
+        if type(value) in (*_PLAIN, float, tuple) or isinstance(value, types.ModuleType):
+            self.visit(value)
+        elif isinstance(value, types.FunctionType | types.BuiltinFunctionType):
+            self._of_settled(value, module.__name__)
+        elif holds_state(module.__name__) or isinstance(value, torch.Generator):
+            raise NotElementwiseError(f"it reads {module.__name__}.{name}, whose changes can't be seen")
 
     def _of_instance(self, value: Any, kind: type) -> None:
-        if hasattr(kind, "tobytes"):  # an array or a number of NumPy
-            if value.nbytes > _MOST:
-                raise NotElementwiseError(f"it sees an array of {value.nbytes} bytes, which may change: {value.shape}")
-            self.tokens += (kind, value.tobytes())
+        if "numpy" in sys.modules and isinstance(value, (sys.modules["numpy"].ndarray, sys.modules["numpy"].generic)):
+            self._of_array(value, kind)
             return
         parameters = getattr(kind, "__dataclass_params__", None)
         if parameters is None or not parameters.frozen:
             self._identity(value)
-        self.visit(kind)
+        self._class(kind)
         held = getattr(value, "__dict__", None)
-        whole = str(kind.__module__).partition(".")[0] in _WHOLE
+        whole = is_whole(kind)
         if isinstance(held, dict):
+            self.places.parts(value, ("__class__", "__dict__"))
             self.attributes(held, whole)
             if isinstance(value, nn.Module) and not whole:
-                self._of_module(held)
+                self._of_layer(held)
             if "__wrapped__" in held:
                 self.visit(held["__wrapped__"])
-        for name in _slots(kind):
-            if whole or self._whole or name in self.names:
-                self.tokens.append(name)
-                self.visit(getattr(value, name, None))
+        slots = [name for name in _slots(kind) if whole or self._whole or name in self.names]
+        if slots:
+            self.places.parts(value, slots)
+        for name in slots:
+            self.tokens.append(name)
+            self.visit(getattr(value, name, None))
+        if is_closed(kind) and not isinstance(value, tuple):
+            raise NotElementwiseError(f"it sees an object of the type {kind.__qualname__}, whose changes can't be seen")
         if isinstance(value, dict):
-            self._items(dict(value))
+            self._items(value)
         elif isinstance(value, list | set | frozenset | tuple | collections.deque):
-            self.tokens.append(len(value))
-            for item in value:
-                self.visit(item)
+            self._of_container(value)
         elif isinstance(value, int | float | str | bytes | complex):
             self.tokens += (str, repr(value))
-        elif not inspect.isroutine(value) and any(map(_is_closed, kind.__mro__)):
-            raise NotElementwiseError(f"it sees an object of the type {kind.__qualname__}, whose changes can't be seen")
 
-    def _of_module(self, held: Mapping[str, Any]) -> None:
+    def _of_array(self, value: Any, kind: type) -> None:
+        """An array or a number of NumPy."""
+        if value.nbytes > _MOST:
+            raise NotElementwiseError(f"it sees an array of {value.nbytes} bytes, which may change: {value.shape}")
+        if value.dtype.hasobject:
+            raise NotElementwiseError("it sees an array of objects, which may change")
+        self.tokens += (kind, value.dtype.str, value.shape, value.tobytes())
+        if isinstance(value, sys.modules["numpy"].ndarray):
+            self.places.array(value)
+            if isinstance(held := getattr(value, "__dict__", None), dict):
+                self._class(kind)
+                self.attributes(held)
+
+    def _of_layer(self, held: Mapping[str, Any]) -> None:
         for name in _OF_MODULES:
             inner = held.get(name)
             self.attributes(inner, whole="hooks" in name) if isinstance(inner, dict) else self.visit(inner)
@@ -396,17 +546,6 @@ class _Walk:
 @functools.lru_cache(4096)
 def _slots(kind: type) -> list[str]:
     return [name for c in kind.__mro__ for name, v in vars(c).items() if isinstance(v, types.MemberDescriptorType)]
-
-
-@functools.lru_cache(4096)
-def _is_closed(kind: type) -> bool:
-    """Whether a class of Python's own, or of NumPy, keeps what it holds in C."""
-    package = kind.__module__.partition(".")[0]
-    if kind in _OPEN or kind.__module__ in _FIXED or not _is_settled(package) or issubclass(kind, BaseException):
-        return False
-    if package in _WHOLE or kind.__name__ == "ufunc":  # what these hold in C is no number
-        return False
-    return not any(isinstance(value, types.FunctionType) for value in vars(kind).values())
 
 
 def _is_full(cell: types.CellType) -> bool:
@@ -418,4 +557,4 @@ def _is_full(cell: types.CellType) -> bool:
 
 
 def _is_called(name: str) -> bool:
-    return name in _CALLED or (name.startswith("__") and name.endswith("__") and name not in _UNUSED)
+    return name in _CALLED or (name.startswith("__") and name.endswith("__") and name not in (*_UNUSED, *_MAKE))

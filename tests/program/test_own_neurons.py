@@ -524,7 +524,7 @@ def test_what_can_not_be_watched_runs_as_the_loop() -> None:
     x = torch.ones(3, 1, 2, requires_grad=True)
     for step, message in (
         (counting, "it changes what it sees"),
-        (drawing, "computes something else when it runs again"),
+        (drawing, "it calls random.random, which may return something else each time"),
         (reading, "an object of the type c_double, whose changes can't be seen"),
         (asking, "asks a tensor for its requires_grad"),
     ):

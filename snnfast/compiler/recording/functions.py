@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent import futures
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from torch.utils import _pytree as pytree
 from torch.utils import checkpoint
 
 from snnfast._core.pytorch import covered_recorder, current_recorder, transforms_are_active
+from snnfast._program.seen import Moment
 
 
 class Applied:
@@ -36,20 +36,37 @@ class Applied:
     Attributes:
         function: The class.
         objects: Arguments by their places that no graph holds, and that never change: surrogates of the kernels.
+        moment: What the class reads beside its arguments, as it was when the call was recorded.
         computes: Whether it changes none of its arguments, draws no random numbers, and returns new tensors.
+        changes: Whether it changes what it reads.
     """
 
     __name__ = __qualname__ = "autograd_function"
 
-    def __init__(self, function: Any, objects: Sequence[tuple[int, Any]] = ()) -> None:
-        self.function, self.objects = function, objects
-        self.computes = True
+    def __init__(self, function: Any, objects: Sequence[tuple[int, Any]] = (), moment: Moment | None = None) -> None:
+        self.function, self.objects, self.moment = function, objects, moment
+        self.computes, self.changes = True, False
+
+    def is_current(self) -> bool:
+        """Whether what the class reads is as it was. ``False`` may be wrong."""
+        return self.moment is not None and self.moment.places.are_as_they_were()
+
+    def undo(self) -> None:
+        """Undo what it has changed of what it reads."""
+        if self.moment is not None:
+            self.moment.places.put_back()
 
     def __call__(self, *args: Any) -> Any:
         given = list(args)
         for place, a in self.objects:
             given.insert(place, a)
-        return _apply.__get__(None, self.function)(*given)  # not that of a class with its own, which has called it
+        call = _apply.__get__(None, self.function)  # not that of a class with its own, which has called it
+        if self.moment is None:
+            return call(*given)
+        with self.moment.places.again() as is_current:  # it runs later than the program's line
+            found = call(*given)
+            self.changes |= is_current and not self.is_current()
+            return found
 
 
 class Computed:
@@ -299,35 +316,3 @@ def _flushed(function: Any, as_it_stands: bool) -> Any:
 
 hook = _Hook()
 """A context for each call that is recorded."""
-
-
-def read_from_outside(cls: Any) -> tuple[Any, ...]:
-    """The numbers that a function reads, beside its arguments: attributes of its class, globals, closures.
-
-    A call with others is a call of another kind.
-    """
-    found: list[Any] = []
-    seen: set[int] = set()
-    for base in cls.__mro__[: cls.__mro__.index(Function)]:
-        for name, value in vars(base).items():
-            if isinstance(value, staticmethod | classmethod):
-                value = value.__func__
-            _read(name, value, found, seen)
-    return tuple(found)
-
-
-def _read(name: str, value: Any, found: list[Any], seen: set[int]) -> None:
-    if isinstance(value, bool | int | float | str | tuple | None):
-        found.append((name, type(value).__name__, repr(value)))
-    elif isinstance(value, Tensor):
-        found.append((name, id(value)))
-    elif isinstance(value, FunctionType) and id(value) not in seen:
-        seen.add(id(value))
-        if value.__module__.partition(".")[0] == "torch":
-            return
-        names = value.__code__.co_names
-        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        for inner, v in [(n, value.__globals__[n]) for n in names if n in value.__globals__]:
-            _read(inner, v, found, seen)
-        for inner, cell in cells:
-            _read(inner, cell.cell_contents, found, seen)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -12,8 +13,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from snnfast._program.seen import Sight
+from snnfast._program.trace import NotElementwiseError
 from snnfast.compiler.calls import storage_of, tensors_in
-from snnfast.compiler.recording.functions import Applied, read_from_outside
+from snnfast.compiler.recording.functions import Applied
 from snnfast.compiler.recording.later import Later, Like, like_of
 from snnfast.compiler.recording.modes import NONE, entered
 from snnfast.compiler.recording.waiting import MayRaise
@@ -137,6 +140,9 @@ _MOST = 4000
 _MOST_FUNCTIONS = 64
 """So many classes of functions are, each with the numbers that it reads."""
 
+_MOST_CHANGES = 8
+"""A function that fills a cache changes what it reads a few times, and a counter each time."""
+
 
 class Kinds(dict[Any, Kind]):
     """The kinds that are known, by the keys of their calls."""
@@ -146,19 +152,33 @@ class Kinds(dict[Any, Kind]):
         self.lock = threading.RLock()  # of what makes kinds and graphs, which threads share
         self._mode: FakeTensorMode | None = None
         self._functions: dict[Any, Applied] = {}
+        self._sights: dict[Any, Sight] = {}  # of their classes
+        self._changes: Counter[Any] = Counter()  # how often a class has changed what it reads
         self._options: dict[int, Any] = {}
         self.spare: dict[Like, list[Later]] = {}  # results of earlier calls that nobody holds
 
     def applied(self, cls: Any, objects: tuple[tuple[int, Any], ...]) -> Applied:
-        """The call of an ``autograd.Function`` with these objects among its arguments, for what it reads now."""
-        key = cls, objects, read_from_outside(cls)
-        return self._functions.setdefault(key, Applied(cls, objects))
+        """The call of an ``autograd.Function`` with these objects among its arguments, for what it reads now.
+
+        Raises:
+            NeedsValueError: Nobody can tell what it reads.
+        """
+        if self._changes[cls] > _MOST_CHANGES:
+            raise NeedsValueError(f"{cls.__name__} changes what it reads")
+        try:
+            moment = self._sights.setdefault(cls, Sight(cls)).places()
+        except NotElementwiseError as error:
+            raise NeedsValueError(f"{cls.__name__}: {str(error).removeprefix('step: ')}") from None
+        applied = self._functions.setdefault((cls, objects, moment.key), Applied(cls, objects))
+        applied.moment = moment  # with the very objects that hold these numbers now
+        return applied
 
     def trim(self) -> None:
         """Forget all kinds if there are too many: a number or a class of each call is a part of them."""
         if len(self) > _MOST or len(self._functions) > _MOST_FUNCTIONS:
             self.clear()
             self._functions.clear()
+            self._sights.clear()
             self._options.clear()
 
     def keep(self, options: Any) -> None:
@@ -199,6 +219,10 @@ class Kinds(dict[Any, Kind]):
                 found = func(*given, **named)
         except Exception as error:
             raise NeedsValueError(f"{getattr(func, '__name__', func)} raises {type(error).__name__}") from None
+        if isinstance(func, Applied) and func.changes:
+            self._changes[func.function] += 1
+            func.undo()
+            raise NeedsValueError(f"{func.function.__name__} changes what it reads")
         for t in tensors_in(found):
             _check_is_plain(t)
         returned = {storage_of(t) for t in tensors_in(found)}

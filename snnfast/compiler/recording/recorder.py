@@ -172,6 +172,7 @@ class Recorder(TorchFunctionMode):
         self.lines: list[Lines] = []  # of each call, if it learns them
         self._numbers: dict[int, int] = {}  # of them, by their ids
         self._functions: dict[Any, Applied] = {}
+        self._reads_change = False  # an autograd.Function has read something else since
         self._any_grown = False  # a tensor requires a gradient since it was written to
         self._peeked: set[int] = set()  # addresses of tensors with views that follow whether they need a gradient
         self._swept = 0  # so many calls were looked through for results that nobody holds
@@ -302,9 +303,9 @@ class Recorder(TorchFunctionMode):
         if objects:
             args = tuple([a for a in args if not known_to_kernels(a)])
         applied = self._functions.get((cls, objects))
-        if applied is None:
-            applied = self._functions[cls, objects] = self._known.applied(cls, objects)
-        if (found := self.quickly(applied, args, grad)) is not None:
+        if applied is not None and not applied.is_current():
+            applied = None
+        if applied is not None and (found := self.quickly(applied, args, grad)) is not None:
             return found
         before, self.records = self.records, False
         try:
@@ -312,15 +313,38 @@ class Recorder(TorchFunctionMode):
             if cls is SyncBatchNorm:
                 self.is_refused = True
                 raise NeedsValueError(_SYNCHRONISES)
+            if applied is None:
+                applied = self._applied(cls, objects)
             return self._record(applied, args, {}, grad)
         except NeedsValueError as error:
             self.reasons.append(str(error))
             self.flush()
             with torch.set_grad_enabled(grad):
-                found = applied(*args)
+                found = Applied(cls, objects)(*args)
             return self._computed(found, args)
         finally:
             self.records = before
+
+    def _applied(self, cls: Any, objects: Any) -> Applied:
+        """The call of a function, for what it reads now."""
+        before, applied = self._functions.get((cls, objects)), self._known.applied(cls, objects)
+        self._reads_change |= before is not None and before is not applied
+        self._functions[cls, objects] = applied
+        return applied
+
+    def _reads_as_recorded(self) -> bool:
+        """Whether all functions of the record read what they read when they were recorded.
+
+        A graph would read it later, as would its backward pass.
+        """
+        for (cls, objects), applied in self._functions.items():
+            try:
+                self._reads_change |= not applied.is_current() and self._known.applied(cls, objects) is not applied
+            except NeedsValueError:
+                self._reads_change = True
+        if self._reads_change:
+            self.reasons.append("an autograd.Function reads numbers that change within the call")
+        return not self._reads_change
 
     def _computed(self, found: Any, args: Any) -> Any:
         """Record a call that was made. PyTorch must not see its results while it makes the call that they are of."""
@@ -689,7 +713,7 @@ class Recorder(TorchFunctionMode):
         seed_again = self._draws.put_back()
         try:
             with entered(self.grad, self.ambient, modes()):
-                if as_it_stands or not self._run(self, alive):
+                if as_it_stands or not self._reads_as_recorded() or not self._run(self, alive):
                     self._others += len(self.kinds)
                     self.replay(alive)
                 else:
