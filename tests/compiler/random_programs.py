@@ -967,7 +967,9 @@ def array_view(s: Source) -> bool:
     return True
 
 
-IN_CHILD = """def in_child(function):
+# Dynamo would trace what Python does in the child when it begins.
+IN_CHILD = """@torch.compiler.disable
+def in_child(function):
     read, write = os.pipe()
     if not (child := os.fork()):
         try:
@@ -989,8 +991,12 @@ DATA = """class Data(Dataset):
 
     def __getitem__(self, i):
         return torch.full((self.size,), i + 1.0) * 0.25
+
+
+@torch.compiler.disable
+def loaded(size):
+    return iter(DataLoader(Data(size), 2, num_workers=1, multiprocessing_context="fork"))
 """
-LOADER = "DataLoader(Data({n}), 2, num_workers=1, multiprocessing_context='fork')"
 # What a child computes, and writes into shared memory ``{w}``.
 OF_CHILDREN = (
     "(torch.arange({n}) * t + 1).tolist()", "{v}.detach().sum().item()", "{w}.copy_(torch.ones({n}) + t).dim()",
@@ -1006,13 +1012,12 @@ def forked(s: Source) -> bool:
     n, told, s.uses_t = v.shape[-1], s.tell(), True
     if s.some(0.3):
         s.beside("from torch.utils.data import DataLoader, Dataset", DATA)
-        loader = LOADER.format(n=n)
         if s.some(0.5):
             batches = s.name("batches")
-            s.before.append(f"{batches} = iter({loader})")
+            s.before.append(f"{batches} = loaded({n})")
             s.body += ["if t < 2:", f"    {told}.append(next({batches}).tolist())"]
         else:
-            s.body += ["if t == 1:", f"    {told} += [q.tolist() for q in {loader}]"]
+            s.body += ["if t == 1:", f"    {told} += [q.tolist() for q in loaded({n})]"]
         return True
     s.beside("import json", "import os", IN_CHILD)
     w = s.name("w")
@@ -1161,8 +1166,7 @@ def inference_state(s: Source) -> bool:
     state, n = s.name("state"), v.shape[-1]
     s.init.append(f"self.{state} = torch.zeros({n})")
     s.before.append(f"{state} = self.{state}.to(x.dtype)")
-    gain = "0.5" if s.exact or s.some(0.5) else f"{s.parameter('gain', n)}"
-    s.body.append(f"{state} = {state} * {gain} + {v}.reshape(-1, {n}).sum(0)")
+    s.body.append(f"{state} = {state} * 0.5 + {v}.reshape(-1, {n}).sum(0)")
     s.after.append(f"self.{state} = {state}.detach()")
     s.let(f"{v} + 0.25 * {state}", v.shape)
     s.show(f"{state} * 1")
@@ -1286,7 +1290,7 @@ def join_into_buffer(s: Source) -> bool:
     sizes = f"2, {v.shape[-1]}" if rows else "2, 1" if s.some(0.2) else "2"
     s.init.append(f"self.register_buffer('{o.removeprefix('self.')}', torch.zeros({sizes}))")
     codes = (_row(v), f"{_row(w)} * 0.5") if rows else (f"{v}.detach().sum()", f"{w}.detach().abs().sum()")
-    codes = tuple(f"{code}[None]" for code in codes) if sizes == "2, 1" else codes
+    codes = tuple(f"({code})[None]" for code in codes) if sizes == "2, 1" else codes
     lines = [f"{a} = {codes[0]}", f"{b} = {codes[1]}"]
     form = s.draw.choice(JOINED_WRITES)
     joined = s.draw.choice(JOINS if rows or sizes == "2, 1" else JOINS[:-1]).format(a=a, b=b)
@@ -1348,7 +1352,8 @@ def marks(s: Source) -> bool:
 # Of numbers ``{r}`` and an index ``{i}``, which is 0 or too large. Those behind the first ones round.
 RAISES = (
     "{r}[{i}]", "{r}.index_select(0, {i}.view(1))[0]", "{r}.gather(0, {i}.view(1))[0]", "torch.take({r}, {i})",
-    "F.embedding({i}, {r}[:, None])[0]", "F.one_hot({i}, 3)[0]", "torch.zeros_like({r}).scatter(0, {i}.view(1), 1.0)[0]",
+    "F.embedding({i}, {r}[:, None])[0]", "F.one_hot({i}, 3)[0]", 
+    "torch.zeros_like({r}).scatter(0, {i}.view(1), 1.0)[0]",
     "{r}.index_add(0, {i}.view(1), {r}[:1])[0]", "{r}[{i}.view(1)][0]", "7 // (9999 - {i})",
     "F.one_hot({i}.view(1), num_classes=2)[0, 0]", "torch.linalg.inv(torch.eye(2, dtype=x.dtype) * ({i} == 0))[0, 0]",
     "torch.linalg.cholesky(torch.eye(2, dtype=x.dtype) * (1 - {i}))[0, 0]",
@@ -1419,8 +1424,12 @@ def made_parameter(s: Source) -> bool:
     if (v := _shaped(s)) is None:
         return False
     p, told, made = f"self.{s.name('made')}", s.tell(), s.draw.choice(MADE)
-    s.init.append(f"{p} = None")
-    s.body += [f"if {p} is None:", f"    {p} = {made.format(n=v.shape[-1], q=_row(v))}"]
+    if "Buffer" in made or s.some(0.5):
+        absent = f"not hasattr(self, '{p.removeprefix('self.')}')"
+    else:
+        s.init.append(f"{p} = None")
+        absent = f"{p} is None"
+    s.body += [f"if {absent}:", f"    {p} = {made.format(n=v.shape[-1], q=_row(v))}"]
     s.show(str(s.let(f"{v} * {p}", v.shape)))
     s.after.append(f"{told}.append([type({p}).__name__, [n for n, _ in self.named_parameters()]])")
     s.calls = max(s.calls, s.draw.choice((1, 2, 3)))
@@ -2372,7 +2381,6 @@ PARTS = (
     held_back,
     feedback,
 )
-
 
 
 def name_of(kind: Any) -> str:

@@ -1,6 +1,5 @@
 """A program with a loop over time, run as it is and compiled, for the random programs and for those of the registry."""
 
-import contextlib
 import gc
 import linecache
 import logging
@@ -12,7 +11,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -181,7 +180,7 @@ class Run:
         context, places = settings.get("around") or ("", ())
         forward, backward = (AROUND[context if place in places else ""] for place in ("forward", "backward"))
         raised, outputs = None, None
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(settings["grad"]))
             stack.enter_context(forward())
             for around in [] if self.around is None else self.around(self.calls):
@@ -194,10 +193,10 @@ class Run:
                 if not settings.get("catches"):
                     raise
                 raised = outputs = told(error)
-        if "weakref" in str(outputs):
+        if any(isinstance(out, weakref.ref) for out in pytree.tree_leaves(outputs)):
             gc.collect()
         outputs = pytree.tree_map(told, outputs)
-        # Random numbers are those of the loop where it draws none, or all of them behind seeds of its own.
+        # The generator is as the loop leaves it where that draws nothing, or only behind seeds of its own.
         drawn = [] if settings.get("draws", True) else [("the next random number", str(torch.rand(())))]
         if settings["carries"] and raised is None:
             self.carried = pytree.tree_map(detached, outputs[1]) if settings["carries"] == "detached" else outputs[1]
@@ -288,7 +287,7 @@ def check(
                 run.settings["calls"] = (run.settings["calls"] * CALLS)[: max(CALLS, len(run.settings["calls"]))]
         expected = [plain.call(call, plain.net) for call in plain.settings["calls"]]
         if all(isinstance(call[0][1], str) for call in expected):
-            raise RuntimeError("no call has a result")
+            raise RuntimeError(expected[0][0][1])  # what a call has raised, at each call
     except Exception:
         statistics[LEFT_OUT[0]] += 1
         return None
