@@ -1352,7 +1352,7 @@ def marks(s: Source) -> bool:
 # Of numbers ``{r}`` and an index ``{i}``, which is 0 or too large. Those behind the first ones round.
 RAISES = (
     "{r}[{i}]", "{r}.index_select(0, {i}.view(1))[0]", "{r}.gather(0, {i}.view(1))[0]", "torch.take({r}, {i})",
-    "F.embedding({i}, {r}[:, None])[0]", "F.one_hot({i}, 3)[0]", 
+    "F.embedding({i}, {r}[:, None])[0]", "F.one_hot({i}, 3)[0]",
     "torch.zeros_like({r}).scatter(0, {i}.view(1), 1.0)[0]",
     "{r}.index_add(0, {i}.view(1), {r}[:1])[0]", "{r}[{i}.view(1)][0]", "7 // (9999 - {i})",
     "F.one_hot({i}.view(1), num_classes=2)[0, 0]", "torch.linalg.inv(torch.eye(2, dtype=x.dtype) * ({i} == 0))[0, 0]",

@@ -260,7 +260,8 @@ def _is_wrong_without(
     make: Callable[[], Run], expected: list[Seen], tolerances: tuple[float, float], statistics: Counter[str], found: str
 ) -> bool:
     """Whether ``torch.compile`` alone gets a call wrong that was traced."""
-    if int(found.removeprefix("call ").partition(":")[0]) < CALLS:
+    number = re.match(r"call (\d+):", found)
+    if number is None or int(number[1]) < CALLS:
         return False
     alone = make()
     wrong = _compare(alone, torch.compile(alone.net, backend="eager"), expected, tolerances) is not None
