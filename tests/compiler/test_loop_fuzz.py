@@ -83,7 +83,7 @@ def test_programs_may_be_drawn_by_a_statement(capsys: pytest.CaptureFixture[str]
     assert all("np.zeros" in Program(number).source and number % 2 for number in numbers)
     with pytest.raises(SystemExit):
         main(["--with", "no such statement"])
-    assert "numpy memory, oscillator" in " ".join(capsys.readouterr().err.split())
+    assert "numpy memory, one tensor" in " ".join(capsys.readouterr().err.split())
 
 
 # ---- planted faults, in a backend that changes nothing else
