@@ -1,6 +1,8 @@
 """Random networks with a random loop over time, drawn from a number and written as Python (see ``loop_fuzz.py``).
 
 Whether PyTorch allows a statement where it stands is not asked: a program that raises without a compiler is left out.
+Beside ``Net`` and ``SETTINGS``, a program may have ``between(net, number)``, which is called before each call of the
+network, and ``around(number)``, contexts of a call. What it returns under the name ``told`` is compared by value.
 """
 
 import math
@@ -71,6 +73,12 @@ class Source:
     carried: list[str] = field(default_factory=list)  # states that the network returns and is given
     cuts: list[str] = field(default_factory=list)  # what cuts the states of the loop from their graph
     lengths: str = ""  # of the samples of a padded batch
+    top: list[str] = field(default_factory=list)  # lines in front of the class
+    told: list[str] = field(default_factory=list)  # lists of what must be as in the loop, which are always returned
+    between: list[str] = field(default_factory=list)  # lines that run before each call, of ``net`` and its ``number``
+    around: list[str] = field(default_factory=list)  # contexts of a call with that ``number``
+    calls: int = 1  # at least so many
+    catches: bool = False  # what a call raises is caught, and the network is called again
 
     def some(self, probability: float) -> bool:
         return self.draw.random() < probability
@@ -103,6 +111,29 @@ class Source:
         body, self.body = self.body, lines
         yield
         self.body = body
+
+    def beside(self, *texts: str) -> None:
+        """Texts in front of the class, each once."""
+        self.top += [text for text in texts if text not in self.top]
+
+    def tell(self) -> str:
+        """A list that is returned."""
+        self.told.append(self.name("told"))
+        self.before.insert(0, f"{self.told[-1]} = []")
+        return self.told[-1]
+
+    def show(self, code: str) -> str:
+        """Return the tensor of each time step; the list of them."""
+        name = self.tell()
+        self.body.append(f"{name}.append({code})")
+        return name
+
+    def number_of_calls(self) -> str:
+        """The number of the call, from one on."""
+        if "self.call = 0" not in self.init:
+            self.init.append("self.call = 0")
+            self.before.insert(0, "self.call += 1")
+        return "self.call"
 
     def literal_steps(self) -> int:
         self.needs_steps = True
@@ -832,9 +863,589 @@ def moment(s: Source) -> bool:
     return True
 
 
+# ---- statements that do something beside calls of PyTorch's functions, or that ask for more than numbers
+
+
+def _shaped(s: Source) -> Value | None:
+    """A tensor that is not a number, in a step."""
+    shaped = [v for v in s.values[-6:] if v.shape]
+    return s.draw.choice(shaped) if shaped and s.place == "step" else None
+
+
+def _row(v: Value) -> str:
+    """The numbers of the first sample, or of a part of it."""
+    return f"{v}.detach().reshape(-1, {v.shape[-1]})[0]"
+
+
+def _numpy_type(s: Source) -> str:
+    return "np.float32" if s.exact else "np.float64"
+
+
+# An array ``{a}`` of ``{n}`` numbers.
+OF_ARRAYS = (
+    *("torch.from_numpy({a})",) * 3, "torch.as_tensor({a})", "torch.frombuffer({a}, dtype=x.dtype)",
+    "torch.asarray({a})", "torch.from_dlpack({a})", "torch.from_numpy({a})[:]", "torch.from_numpy({a}).view(-1)",
+    "torch.tensor({a})", "torch.as_tensor({a}, dtype=x.dtype)", "torch.from_numpy({a}[None])[0]",
+)  # fmt: skip
+ARRAY_FILLS = (
+    "{a}[:] = 0.25 * {k}", "{a}[{k} % {n}] += 1", "{a}.fill(0.5 * {k})", "np.copyto({a}, {k} * 0.25)", "{a} += 0.25",
+    "{a}[:] = np.arange({n}) == {k} % {n}", "np.add({a}, 0.5, out={a})", "{a}[...] = np.arange({n}) + {k}",
+    "memoryview({a})[0] = 0.5 * {k}",
+)  # fmt: skip
+WITH_ARRAYS = (
+    "{v} + {m}", "{v} * {m}", "{v} - 0.5 * {m}", "torch.where({m} > 0.5, {v}, {m})", "{m} * 2 + {v}", "{v}.add({m})",
+    "torch.stack(({v}, {m}.expand_as({v}))).sum(0)", "{v} * (1 + {m}[0])",
+)  # fmt: skip
+
+
+def numpy_memory(s: Source) -> bool:
+    """A tensor that shares its memory with an array, which is filled anew at each step."""
+    if (v := _shaped(s)) is None:
+        return False
+    s.beside("import numpy as np")
+    a, n = s.name("array"), v.shape[-1]
+    made, s.uses_t = f"np.zeros({n}, {_numpy_type(s)})", True
+    if s.some(0.3):
+        s.init.append(f"self.{a} = {made}")
+        if s.some(0.4):
+            s.between.append(s.draw.choice(ARRAY_FILLS).format(a=f"net.{a}", n=n, k="number"))
+            s.calls = 3
+        a = f"self.{a}"
+    else:
+        s.before.append(f"{a} = {made}")
+    m = s.draw.choice(OF_ARRAYS).format(a=a)
+    if s.some(0.4):
+        s.before.append(f"{a.removeprefix('self.')}_ = {m}")
+        m = f"{a.removeprefix('self.')}_"
+    s.body.append(s.draw.choice(ARRAY_FILLS).format(a=a, n=n, k="t"))
+    h = s.let(s.draw.choice(WITH_ARRAYS).format(v=v, m=m), v.shape)
+    s.show(m if s.some(0.1) else str(h))
+    if s.some(0.2):
+        s.body.append(s.draw.choice(ARRAY_FILLS).format(a=a, n=n, k="t"))
+    return True
+
+
+# A tensor ``{w}`` that is written with a row ``{q}``, and what is seen of an array ``{a}`` that shares its memory.
+SHARED_WRITES = (
+    "{w}.copy_({q})", "{w}.add_({q})", "{w}[:] = {q}", "{w} += {q}", "{w}.mul_(0.5).add_({q})", "{w}[0] = {q}[-1]",
+    "torch.add({w}, {q}, out={w})", "torch._foreach_add_([{w}], [{q}])", "{w}.view(-1)[:1].add_({q}[:1])",
+    "with torch.no_grad():\n    {w}.lerp_({q}, 0.5)", "{w}.fill_({q}.sum())", "{w}.zero_().sub_({q})",
+)  # fmt: skip
+ARRAYS_OF = (
+    *("{w}.numpy()",) * 3, "np.asarray({w})", "memoryview({w}.numpy())", "{w}.detach().numpy()", "{w}.numpy()[:]",
+    "np.from_dlpack({w})",
+)  # fmt: skip
+SEEN_OF_ARRAYS = (
+    "{told}.append({a}.tolist())", "{told}.append(float({a}[0]))", "{told}.append(float(sum({a})))",
+    "{told}.append(bool({a}[0] > 0.5))", "{told}.append([float(q) for q in {a}])",
+)  # fmt: skip
+
+
+def _written(s: Source, n: int) -> str:
+    """A tensor that holds its numbers outside of the call, or from before the loop."""
+    w = s.name("w")
+    if s.some(0.4):
+        s.init.append(f"self.register_buffer('{w}', torch.zeros({n}))")
+        return f"self.{w}"
+    s.before.append(f"{w} = torch.zeros({n}, dtype=x.dtype){'.share_memory_()' if s.some(0.3) else ''}")
+    return w
+
+
+def array_view(s: Source) -> bool:
+    """An array of a tensor that the loop writes in place is read at each step."""
+    if (v := _shaped(s)) is None:
+        return False
+    s.beside("import numpy as np")
+    w, a, told = _written(s, v.shape[-1]), s.name("array"), s.tell()
+    if s.some(0.8):
+        s.before.append(f"{a} = {s.draw.choice(ARRAYS_OF).format(w=w)}")
+    else:
+        s.body.append(f"{a} = {s.draw.choice(ARRAYS_OF).format(w=w)}")
+    s.body += s.draw.choice(SHARED_WRITES).format(w=w, q=_row(v)).splitlines()
+    s.body.append(s.draw.choice(SEEN_OF_ARRAYS).format(told=told, a=a))
+    if s.some(0.3):
+        s.let(s.draw.choice(("{v} * float({a}[0])", "{v} * 0.5 if {a}[0] > 0.5 else {v}")).format(v=v, a=a), v.shape)
+    return True
+
+
+# Dynamo would trace what Python does in the child when it begins.
+IN_CHILD = """@torch.compiler.disable
+def in_child(function):
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        try:
+            os.write(write, json.dumps(function()).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return json.loads(text or '"it has failed"')
+"""
+DATA = """class Data(Dataset):
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return torch.full((self.size,), i + 1.0) * 0.25
+
+
+@torch.compiler.disable
+def loaded(size):
+    return iter(DataLoader(Data(size), 2, num_workers=1, multiprocessing_context="fork"))
+"""
+# What a child computes, and writes into shared memory ``{w}``.
+OF_CHILDREN = (
+    "(torch.arange({n}) * t + 1).tolist()", "{v}.detach().sum().item()", "{w}.copy_(torch.ones({n}) + t).dim()",
+    "{w}.add_({q}).dim()", "torch.stack([torch.tensor(t + 1.0)] * {n}, out={w}).dim()", "float({w}.sum())",
+    "[{w}.fill_(t + 0.5), 1][1]",
+)  # fmt: skip
+
+
+def forked(s: Source) -> bool:
+    """Another process that is begun in the middle, and computes."""
+    if (v := _shaped(s)) is None:
+        return False
+    n, told, s.uses_t = v.shape[-1], s.tell(), True
+    if s.some(0.3):
+        s.beside("from torch.utils.data import DataLoader, Dataset", DATA)
+        if s.some(0.5):
+            batches = s.name("batches")
+            s.before.append(f"{batches} = loaded({n})")
+            s.body += ["if t < 2:", f"    {told}.append(next({batches}).tolist())"]
+        else:
+            s.body += ["if t == 1:", f"    {told} += [q.tolist() for q in loaded({n})]"]
+        return True
+    s.beside("import json", "import os", IN_CHILD)
+    w = s.name("w")
+    s.before.append(f"{w} = torch.zeros({n}, dtype=x.dtype).share_memory_()")
+    code = s.draw.choice(OF_CHILDREN).format(n=n, v=v, w=w, q=_row(v))
+    s.body += [f"{told}.append(in_child(lambda: {code}))", f"{told}.append({w}.tolist())"]
+    return True
+
+
+LOOK = """def look(todo):
+    t, found, done = todo.get()
+    found.append(t.sum().item())
+    done.set()
+
+
+def looked(t):
+    todo, found, done = queue.Queue(), [], threading.Event()
+    threading.Thread(target=look, args=(todo,), daemon=True).start()
+    todo.put((t, found, done))
+    done.wait(20)
+    return found
+"""
+POOL = """POOL = ThreadPoolExecutor(1)
+
+
+def total(t):
+    return t.sum().item()
+"""
+INNER = """@functools.partial(snnfast.compile, by="recording")
+def inner(rows):
+    state, rec = torch.zeros_like(rows[0]), []
+    for row in rows:
+        state = 0.5 * state + row
+        rec.append(state)
+    return torch.stack(rec)
+"""
+OF_THREADS = (
+    "POOL.submit(torch.mul, {v}, 0.5).result(20)", "POOL.submit(lambda q: q * 2 + 1, {v}.detach()).result(20)",
+    "{v} + next(POOL.map(torch.sin, [{v}], timeout=20))", "POOL.submit(torch.add, {v}, {v}).result(20)",
+    "{v} + POOL.submit(inner, [{v}, {v} * 2, {v} * 3, {v}]).result(20)[-1]",
+    "{v} * POOL.submit(total, {v}.detach()).result(20)",
+)  # fmt: skip
+
+
+def threads(s: Source) -> bool:
+    """Another thread sees a tensor that the loop writes in place, or computes with a result of the loop."""
+    if (v := _shaped(s)) is None:
+        return False
+    s.beside("import queue", "import threading", "from concurrent.futures import ThreadPoolExecutor", LOOK, POOL)
+    told, seen = s.tell(), s.draw.choice(("looked({})", "POOL.submit(total, {}).result(20)"))
+    if s.some(0.55):
+        w = _written(s, v.shape[-1])
+        s.body += s.draw.choice(SHARED_WRITES).format(w=w, q=_row(v)).splitlines()
+        s.body.append(f"{told}.append({seen.format(w)})")
+    elif s.some(0.3) or s.exact:
+        s.body.append(f"{told}.append({seen.format(f'{v}.detach()')})")
+    else:
+        code = s.draw.choice(OF_THREADS).format(v=v)
+        s.beside(*[INNER] * ("inner" in code))
+        s.show(str(s.let(code, v.shape)))
+    return True
+
+
+OF_DEFAULTS = (
+    "torch.full(({n},), 0.1)", "torch.ones({n}) * 0.1", "torch.linspace(0, 1, {n})", "torch.tensor([0.1] * {n})",
+    "torch.zeros({n}) + 0.1", "torch.arange({n}) / 3", "torch.eye({n})[0] * 0.1", "torch.empty({n}).fill_(0.1)",
+    "torch.arange(0.0, {n})", "torch.scalar_tensor(0.1).expand({n})",
+)  # fmt: skip
+
+
+def default_dtype(s: Source) -> bool:
+    """A part that is computed with another default dtype."""
+    if (v := _shaped(s)) is None:
+        return False
+    was, c, other = s.name("was"), s.name("c"), "torch.float64" if s.exact else "torch.float32"
+    code = s.draw.choice(OF_DEFAULTS).format(n=v.shape[-1])
+    s.body += [f"{c} = {code}"] * s.some(0.5)  # the same call under another default
+    s.body += [f"{was} = torch.get_default_dtype()", f"torch.set_default_dtype({other})", f"{c} = {code}"]
+    inside = s.some(0.3)
+    if inside:
+        s.show(f"{v}.double() * {c}")
+    s.body.append(f"torch.set_default_dtype({was})")
+    if not inside:
+        s.show(f"{v}.double() * {c}")
+    if s.some(0.3):
+        s.show(code)
+    return True
+
+
+FUNCTION_MODE = """class Scaled(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        return found * 0.5 if func in (F.linear, torch.nn.functional.conv2d, torch.tanh, torch.mul) else found
+"""
+UNDER_MODES = (
+    "torch.tanh({v})", "torch.mul({v}, 0.5) + {v}", "F.linear({v}, torch.ones(1, {n}, dtype=x.dtype)) + {v}",
+    "torch.mul(torch.mul({v}, 0.5), {v})",
+)  # fmt: skip
+
+
+def function_mode(s: Source) -> bool:
+    """A mode of the user that sees PyTorch's functions: around a part, or around the calls."""
+    if (v := _shaped(s)) is None:
+        return False
+    s.beside("from torch.overrides import TorchFunctionMode", FUNCTION_MODE)
+    code = s.draw.choice(UNDER_MODES[1:2] if s.exact else UNDER_MODES).format(v=v, n=v.shape[-1])
+    if s.some(0.6):
+        h = s.let(code, v.shape)
+        s.around.append("Scaled()")
+        s.calls = max(s.calls, 2)
+    else:
+        h = s.let(str(v), v.shape)
+        s.body += ["with Scaled():", f"    {h} = {code}"]
+    s.show(str(h))
+    return True
+
+
+DUALS = (
+    "torch.tanh({d}) * 2", "{d} * {d} + {d}", "torch.sigmoid({d} - 0.5)", "({d} * {v}.detach()).sum(-1, keepdim=True)",
+    "F.relu({d})",
+)  # fmt: skip
+
+
+def forward_mode(s: Source) -> bool:
+    """Differentiation in forward mode inside of a call."""
+    if (v := _shaped(s)) is None or s.exact:
+        return False
+    s.beside("import torch.autograd.forward_ad as forward_ad")
+    d, h, tangent = s.name("dual"), s.name("h"), s.name("tangent")
+    s.body += [
+        f"{h} = {v} * 1", f"{tangent} = None",
+        "with forward_ad.dual_level():",
+        f"    {d} = forward_ad.make_dual({v}.detach(), torch.ones_like({v}))",
+        f"    {tangent} = forward_ad.unpack_dual({s.draw.choice(DUALS).format(d=d, v=v)}).tangent",
+        f"    {h} = {h} + {tangent}.detach()" if s.some(0.5) else f"    {tangent} = {tangent} * 0.5",
+    ]  # fmt: skip
+    s.values.append(Value(h, v.shape))
+    s.show(tangent if s.some(0.6) else h)
+    return True
+
+
+def inference_state(s: Source) -> bool:
+    """A state that was computed in inference mode, given to a call that is differentiated."""
+    if (v := _shaped(s)) is None:
+        return False
+    state, n = s.name("state"), v.shape[-1]
+    s.init.append(f"self.{state} = torch.zeros({n})")
+    s.before.append(f"{state} = self.{state}.to(x.dtype)")
+    s.body.append(f"{state} = {state} * 0.5 + {v}.reshape(-1, {n}).sum(0)")
+    s.after.append(f"self.{state} = {state}.detach()")
+    s.let(f"{v} + 0.25 * {state}", v.shape)
+    s.show(f"{state} * 1")
+    s.around.append("torch.inference_mode(number == 1)")
+    s.calls = 3
+    return True
+
+
+SEEDS = (
+    "torch.manual_seed({k})", *("manual_seed({k})",) * 2, *("torch.default_generator.manual_seed({k})",) * 2,
+    "torch.random.manual_seed({k})", "torch.set_rng_state(states[{k} % 3])", "set_rng_state(states[{k} % 3])",
+    "torch.default_generator.set_state(states[{k} % 3])", "with torch.random.fork_rng():\n    torch.manual_seed({k})",
+    "with fork_rng():\n    manual_seed({k})",
+)  # fmt: skip
+STATES_OF_SEEDS = "states = [torch.Generator().manual_seed(k).get_state() for k in range(3)]"
+SEEDED = (
+    "torch.bernoulli(torch.full(({n},), 0.5, dtype=x.dtype))", "torch.randint(0, 4, ({n},)).to(x.dtype)",
+    "F.dropout(torch.ones({n}, dtype=x.dtype), 0.5, training=True)", "torch.rand({n}, dtype=x.dtype)",
+    "torch.randn({n}, dtype=x.dtype)", "torch.rand_like({v}.detach())", "torch.randperm({n}).to(x.dtype)",
+    "nn.init.normal_(torch.empty({n}, dtype=x.dtype))", "torch.empty({n}, dtype=x.dtype).uniform_()",
+    "torch.normal({v}.detach(), 1.0)",
+)  # fmt: skip
+
+
+def seeds(s: Source) -> bool:
+    """Random numbers behind a seed of their own, which are those of the loop."""
+    if (v := _shaped(s)) is None:
+        return False
+    s.beside("from torch import manual_seed, set_rng_state", "from torch.random import fork_rng", STATES_OF_SEEDS)
+    r, s.uses_t = s.name("r"), True
+    code = s.draw.choice(SEEDED[:3] if s.exact else SEEDED).format(v=v, n=v.shape[-1])
+    *seed, last = s.draw.choice(SEEDS).format(k=s.draw.choice(("t", "t", "3 - t", "1"))).splitlines()
+    s.body += [f"{r} = None", *seed, last, f"    {r} = {code}"] if seed else [last, f"{r} = {code}"]
+    s.let(f"{v} * {r}", v.shape)
+    s.show(f"{v} * {r}" if s.some(0.5) else r)
+    return True
+
+
+# Where a number is, how it is read, and how it is changed. ``{i}``: the number of the statement.
+HOLDERS = (
+    ("class Config{i}:\n    slope = 1.0\n", "Config{i}.slope", "Config{i}.slope = {k}"),
+    ("config{i} = types.SimpleNamespace(slope=1.0)", "config{i}.slope", "config{i}.slope = {k}"),
+    ("config{i} = {{'slope': 1.0}}", "config{i}['slope']", "config{i}['slope'] = {k}"),
+    ("config{i} = [1.0]", "config{i}[0]", "config{i}[0] = {k}"),
+    ("config{i} = nn.Module()\nconfig{i}.slope = 1.0", "config{i}.slope", "config{i}.slope = {k}"),
+    ("SLOPE{i} = 1.0", "SLOPE{i}", "globals()['SLOPE{i}'] = {k}"),
+    ("class Meta{i}(type):\n    slope = 1.0\n\n\nclass Config{i}(metaclass=Meta{i}):\n    pass\n", "Config{i}.slope",
+     "Meta{i}.slope = {k}"),
+    ("config{i} = types.SimpleNamespace(slope=1.0)\nread{i} = functools.partial(getattr, config{i}, 'slope')",
+     "read{i}()", "config{i}.slope = {k}"),
+    ("config{i} = types.SimpleNamespace(slope=1.0)\nread{i} = operator.attrgetter('slope')", "read{i}(config{i})",
+     "config{i}.slope = {k}"),
+    ("sys.modules['slopes{i}'] = types.ModuleType('slopes{i}')\n\n\ndef read{i}():\n    from slopes{i} import slope\n\n"
+     "    return slope\n", "read{i}()", "sys.modules['slopes{i}'].slope = {k}"),
+    ("import numpy as np\nconfig{i} = np.ones(1)", "float(config{i}[0])", "config{i}[0] = {k}"),
+    ("import os", "float(os.environ['SLOPE{i}'])", "os.environ['SLOPE{i}'] = str({k})"),
+    ("def read{i}(held=[1.0]):\n    return held[0]\n", "read{i}()", "read{i}.__defaults__[0][0] = {k}"),
+    ("import contextvars\nconfig{i} = contextvars.ContextVar('slope', default=1.0)", "config{i}.get()",
+     "config{i}.set({k})"),
+    ("config{i} = types.SimpleNamespace(inner=[types.SimpleNamespace(slope=1.0)])", "config{i}.inner[0].slope",
+     "config{i}.inner[0].slope = {k}"),
+    ("class Config{i}:\n    held = 1.0\n\n    @property\n    def slope(self):\n        return self.held\n\n\n"
+     "config{i} = Config{i}()", "config{i}.slope", "config{i}.held = {k}"),
+)  # fmt: skip
+READER = """class Reader{i}(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        ctx.slope = {read}
+        return {result}
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * {slope} / (x.abs() + 1)
+"""
+
+
+def numbers_of_objects(s: Source) -> bool:
+    """An ``autograd.Function`` reads a number through an object; it changes between calls, or in the middle of one."""
+    if (v := _shaped(s)) is None:
+        return False
+    i = s.name("config").removeprefix("config")
+    top, read, change = (form.replace("{i}", i) for form in s.draw.choice(HOLDERS))
+    between = s.some(0.6)
+    # The derivative has the number of the forward pass, so that one which changes meanwhile is not read behind it.
+    slope = read if between and s.some(0.6) else "ctx.slope"
+    result = s.draw.choice(("x * ctx.slope", "(x > 0.25 * ctx.slope).to(x.dtype)", "(x > 0).to(x.dtype)"))
+    reader = READER.format(i=i, read=read, slope=slope, result=result)
+    s.beside("import sys", "import types", top.replace("{{", "{").replace("}}", "}"), reader)
+    if between:
+        s.between.append(change.format(k="0.5 * number"))
+        s.calls = 3
+    else:
+        s.uses_t = True
+        s.body.append(change.format(k="0.5 * (t + 1)"))
+    s.show(str(s.let(f"Reader{i}.apply({v})", v.shape)))
+    return True
+
+
+JOINS = (
+    *("torch.stack(({a}, {b}))",) * 3, "torch.stack([{a}, {b}], 0)", "torch.cat(({a}[None], {b}[None]))",
+    "torch.cat([{a}.unsqueeze(0), {b}.unsqueeze(0)], dim=0)", "torch.stack(({b}, {a}))", "torch.vstack(({a}, {b}))",
+)  # fmt: skip
+JOINED_WRITES = (
+    "{o}.copy_({m})", "{o}.copy_({m})", "{o}[:] = {m}", "{o}.add_({m})", "{o} += {m}", "{o}.lerp_({m}, 0.5)",
+    "torch.add({o}, {m}, out={o})", "{o}[:2].copy_({m})", "{o} = {m}", "torch.stack(({a}, {b}), out={o})",
+    "{o}.mul_(0.5).add_({m})",
+)  # fmt: skip
+
+
+def join_into_buffer(s: Source) -> bool:
+    """A stack that nothing but a buffer is given."""
+    shaped = [v for v in s.values[-6:] if v.shape]
+    if not shaped or s.place == "before":
+        return False
+    v = s.draw.choice(shaped)
+    w = s.draw.choice([u for u in shaped if u.shape[-1] == v.shape[-1]])
+    o, a, b = f"self.{s.name('joined')}", s.name("a_"), s.name("b_")
+    rows = s.some(0.5)
+    sizes = f"2, {v.shape[-1]}" if rows else "2, 1" if s.some(0.2) else "2"
+    s.init.append(f"self.register_buffer('{o.removeprefix('self.')}', torch.zeros({sizes}))")
+    codes = (_row(v), f"{_row(w)} * 0.5") if rows else (f"{v}.detach().sum()", f"{w}.detach().abs().sum()")
+    codes = tuple(f"({code})[None]" for code in codes) if sizes == "2, 1" else codes
+    lines = [f"{a} = {codes[0]}", f"{b} = {codes[1]}"]
+    form = s.draw.choice(JOINED_WRITES)
+    joined = s.draw.choice(JOINS if rows or sizes == "2, 1" else JOINS[:-1]).format(a=a, b=b)
+    write = form.format(o=o, m=joined, a=a, b=b)
+    if s.some(0.4):
+        lines = [line.replace(".detach()", "") for line in lines]
+        s.body += [*lines, "with torch.no_grad():", f"    {write}"]
+    else:
+        s.body += [*lines, write]
+    return True
+
+
+MEMO = """def told_of(memo, t, number):
+    if t not in memo:
+        memo[t] = number
+    return memo[t]
+"""
+
+
+def weak_references(s: Source) -> bool:
+    """References that do not keep a result alive. No operator that saves a tensor for autograd may hold it."""
+    if (v := _shaped(s)) is None:
+        return False
+    s.uses_t, q = True, s.name("q")
+    s.body.append(f"{q} = {v}.detach() * {s.draw.choice(('1', '0.5', '2'))}")
+    if s.some(0.4):
+        s.beside("from torch.utils.weak import WeakTensorKeyDictionary", MEMO)
+        memo, number = s.name("memo"), s.number_of_calls()
+        s.init.append(f"self.{memo} = WeakTensorKeyDictionary()")
+        s.calls = max(s.calls, 3)
+        s.let(f"{v} + told_of(self.{memo}, {q}, 10 * {number} + t)", v.shape)
+        s.show(s.values[-1].name)
+        return True
+    s.beside("import weakref")
+    s.show(f"weakref.ref({q})")
+    if s.some(0.5):
+        s.show(f"weakref.ref({s.let(f'{v} + {q}', v.shape)})")
+        s.show(s.values[-1].name)
+    s.calls = max(s.calls, s.draw.choice((1, 2)))
+    return True
+
+
+MARKS = ("address", "like", "recorder", "tag", "step", "layer", "name_of_it")
+
+
+def marks(s: Source) -> bool:
+    """Attributes of results."""
+    if (v := _shaped(s)) is None:
+        return False
+    h, mark, s.uses_t = s.let(f"{v} * 1", v.shape), s.draw.choice(MARKS), True
+    s.body.append(f"{h}.{mark} = {s.draw.choice(('t', chr(39) + 'layer' + chr(39), '(t, 1)', '[t]'))}")
+    shown, told = s.show(str(h)), s.tell()
+    if s.some(0.5):
+        s.body.append(f"{told}.append({h}.{mark})")
+    s.after.append(f"{told}.append([getattr(q, '{mark}', None) for q in {shown}])")
+    return True
+
+
+# Of numbers ``{r}`` and an index ``{i}``, which is 0 or too large. Those behind the first ones round.
+RAISES = (
+    "{r}[{i}]", "{r}.index_select(0, {i}.view(1))[0]", "{r}.gather(0, {i}.view(1))[0]", "torch.take({r}, {i})",
+    "F.embedding({i}, {r}[:, None])[0]", "F.one_hot({i}, 3)[0]",
+    "torch.zeros_like({r}).scatter(0, {i}.view(1), 1.0)[0]",
+    "{r}.index_add(0, {i}.view(1), {r}[:1])[0]", "{r}[{i}.view(1)][0]", "7 // (9999 - {i})",
+    "F.one_hot({i}.view(1), num_classes=2)[0, 0]", "torch.linalg.inv(torch.eye(2, dtype=x.dtype) * ({i} == 0))[0, 0]",
+    "torch.linalg.cholesky(torch.eye(2, dtype=x.dtype) * (1 - {i}))[0, 0]",
+    "F.binary_cross_entropy({i}.to(x.dtype)[None], torch.zeros(1, dtype=x.dtype))",
+    "F.cross_entropy({r}[None], {i}.view(1))", "F.nll_loss({r}[None], {i}.view(1))",
+)  # fmt: skip
+EXACT_RAISES = 13
+INDEXES = (
+    "torch.tensor(9999 * ({c}))", "torch.full((), 9999 if {c} else 0, dtype=torch.long)",
+    "({v}.detach().sum() > {k}).long() * (9999 if {c} else 0)",
+)  # fmt: skip
+
+
+def _raises(s: Source, v: Value, condition: str) -> str:
+    i = s.name("i")
+    index = s.draw.choice(INDEXES).format(c=condition, v=v, k=s.draw.choice((-100, 0.25)))
+    s.body.append(f"{i} = {index}")
+    form = s.draw.choice(RAISES[:EXACT_RAISES] if s.exact else RAISES)
+    return form.format(i=i, r=f"{v}.reshape(-1)")
+
+
+def errors_inside(s: Source) -> bool:
+    """An error of a value, which the program itself catches."""
+    if (v := _shaped(s)) is None:
+        return False
+    s.uses_t = True
+    code = _raises(s, v, s.draw.choice(("t == 1", "t > 0", "t % 2 == 1")))
+    h, told = s.let(f"{v} * 1", v.shape), s.tell()
+    behind = s.draw.choice((f"{h} = {h} + {code}", f"{h} = {code} * {h}"))
+    error = s.draw.choice(("(RuntimeError, IndexError)", "Exception"))
+    s.body += [
+        "try:", f"    {behind}", f"    {told}.append(t)", f"except {error} as error:", f"    {h} = {h} * 0.5",
+        f"    {told}.append({s.draw.choice(('-1', 'type(error).__name__', 'error'))})",
+    ]  # fmt: skip
+    s.show(str(h))
+    return True
+
+
+def errors_outside(s: Source) -> bool:
+    """An error of a value that reaches the caller, who calls the network again; it holds a result of that call."""
+    if (v := _shaped(s)) is None:
+        return False
+    s.uses_t, s.catches, s.calls = True, True, 4
+    last, number = f"self.{s.name('last')}", s.number_of_calls()
+    s.init.append(f"{last} = torch.zeros(1)")
+    before = s.some(0.5)
+    held = f"{last} = {s.draw.choice(('{v} * 2', '{v}', '{v} - 0.5', '{v}.detach() + 1')).format(v=v)}"
+    h = s.let(f"{v} + 0.25 * {last}.detach().sum().to(x.dtype)", v.shape)
+    s.body += [held] * before
+    condition = f"{number} == 2 and t == {s.draw.choice((0, 1, 1))}"
+    s.body.append(f"{h} = {h} + {_raises(s, v, condition)}")
+    s.body += [held] * (not before)
+    s.show(str(h))
+    if s.some(0.3):
+        s.after.append(f"{last} = {last} * 1")
+    return True
+
+
+MADE = (
+    "nn.Parameter(torch.ones({n}, dtype=x.dtype) * 0.5)", "nn.Parameter({q} * 0.5)", "nn.Parameter({q}.clone())",
+    "nn.Buffer(torch.full(({n},), 0.5, dtype=x.dtype))", "nn.Buffer({q} * 0.5)",
+    "nn.Parameter(torch.zeros({n}, dtype=x.dtype) + 0.25, requires_grad=False)",
+)  # fmt: skip
+
+
+def made_parameter(s: Source) -> bool:
+    """A parameter or a buffer of a result of the first call."""
+    if (v := _shaped(s)) is None:
+        return False
+    p, told, made = f"self.{s.name('made')}", s.tell(), s.draw.choice(MADE)
+    if "Buffer" in made or s.some(0.5):
+        absent = f"not hasattr(self, '{p.removeprefix('self.')}')"
+    else:
+        s.init.append(f"{p} = None")
+        absent = f"{p} is None"
+    s.body += [f"if {absent}:", f"    {p} = {made.format(n=v.shape[-1], q=_row(v))}"]
+    s.show(str(s.let(f"{v} * {p}", v.shape)))
+    s.after.append(f"{told}.append([type({p}).__name__, [n for n, _ in self.named_parameters()]])")
+    s.calls = max(s.calls, s.draw.choice((1, 2, 3)))
+    return True
+
+
+BESIDE: dict[Statement, float] = {
+    numpy_memory: 0.25, array_view: 0.25, forked: 0.12, threads: 0.25, default_dtype: 0.2, function_mode: 0.2,
+    forward_mode: 0.2, inference_state: 0.2, seeds: 0.25, numbers_of_objects: 0.3, join_into_buffer: 0.3,
+    weak_references: 0.25, marks: 0.15, errors_inside: 0.25, errors_outside: 0.25, made_parameter: 0.2,
+}  # fmt: skip
+
 KINDS: dict[Statement, float] = {
     write: 4, written_results: 1, same_shape: 5, other_shape: 1, spelled: 2, draw_random: 1, hook: 0.7, held: 0.4,
-    any_piece: 2, count: 1.5, moment: 0.8,
+    any_piece: 2, count: 1.5, moment: 0.8, **BESIDE,
 }  # fmt: skip
 
 
@@ -1772,6 +2383,16 @@ PARTS = (
     feedback,
 )
 
+
+def name_of(kind: Any) -> str:
+    return str(kind.__name__).strip("_").replace("_", " ")
+
+
+def names_of_kinds() -> list[str]:
+    """Of the statements, the pieces and the parts of a program."""
+    return sorted(name_of(kind) for kind in (*KINDS, *PARTS, *(p.write for p in PIECES)))
+
+
 # ---- a program
 
 HEADER = """import functools
@@ -1837,12 +2458,13 @@ class Program:
         batches = (2, 3, 4) if self.train else (1, 2, 3, 4)  # of one sample, batch norm has no statistics
         batches += (5, 7) if long else ()
         batch, calls = self.draw.choice(batches), 2 if self.carries or self.some(0.12) else 1
-        calls = 6 if long else calls
+        calls = max(6 if long else calls, self.s.calls)
         self.settings = {
             "number": number, "attempt": attempt, "dtype": self.dtype, "train": self.train,
             "grad": self.grad, "x_grad": x_grad, "leaf": self.some(0.4), "held_in_loss": self.some(0.3),
             "carries": self.carries and self.draw.choice(("held", "detached")),
-            "same_input": self.some(0.05), "strided_input": self.some(0.08), "calls": [],
+            "same_input": self.some(0.05), "strided_input": self.some(0.08), "draws": bool(self.s.draws),
+            "catches": self.s.catches, "calls": [],
         }  # fmt: skip
         for i in range(calls):
             again = i and not self.carries
@@ -1860,6 +2482,11 @@ class Program:
         self.settings["around"] = (context, self.draw.choice(PLACES))
         settings = "".join(f'    "{k}": {v!r},\n' for k, v in self.settings.items())
         self.source += f"\n\nSETTINGS = {{\n{settings}}}\n"
+
+    @property
+    def kinds(self) -> set[str]:
+        """Names of the statements and pieces that it has."""
+        return {name_of(kind) for kind, count in self.s.drawn.items() if count}
 
     def some(self, probability: float) -> bool:
         return self.draw.random() < probability
@@ -2015,8 +2642,10 @@ class Program:
         if not (s.lists or s.values or s.others or len(s.records) > 1):
             s.others.append("x.sum()")
         returned = results(s, "\n".join([*s.before, *code, *s.after]))
-        if s.draws:
-            returned = f"{{'draws': [{', '.join(s.draws)}], 'rest': {returned}}}"
+        beside = {"draws": s.draws, "told": s.told}
+        if s.draws or s.told:
+            lists = [f"'{name}': [{', '.join(found)}]" for name, found in beside.items() if found]
+            returned = f"{{{', '.join(lists)}, 'rest': {returned}}}"
         if self.carries:
             returned = f"{returned}, ({''.join(f'{state}, ' for state in s.carried)})"
         lines = [*s.before, *code, *s.after]
@@ -2037,8 +2666,15 @@ class Program:
             f"    def forward({', '.join(['self', *['carried'] * self.carries, 'x', *s.inputs])}):",
             *(f"        {line}" for line in (*text.splitlines(), f"return {returned}")),
         ]
+        if s.between:
+            lines += ["", "", "def between(net, number):", *(f"    {line}" for line in s.between)]
+        if s.around:
+            lines += ["", "", "def around(number):", f"    return [{', '.join(s.around)}]"]
         surrogates = "snnfast" if self.dtype == "float64" else "snntorch"
-        self.source = "\n".join([HEADER.format(surrogates=surrogates), "", *lines, ""])
+        header = HEADER.format(surrogates=surrogates)
+        imports = "".join(f"{text}\n" for text in s.top if text.startswith(("import ", "from ")) and "\n" not in text)
+        top = "".join(f"\n\n{text}" for text in s.top if text not in imports.splitlines())
+        self.source = "\n".join([f"{imports}{header}{top}", "", *lines, ""])
 
     def shape_of(self, name: str, batch: int, steps: int) -> tuple[int, ...]:
         """The shape of an input."""

@@ -1,13 +1,17 @@
 """A program with a loop over time, run as it is and compiled, for the random programs and for those of the registry."""
 
+import gc
 import linecache
 import logging
 import re
+import signal
 import sys
+import time
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,10 @@ from snnfast.spikingjelly.neuron import BaseNode
 STATES = ("syn_exc", "syn_inh", "syn", "mem", "v", "v_seq")  # the last two of a node of SpikingJelly
 OUTCOMES = ("wholly", "partly", "recurrence", "repeated", "refused", "without a neuron")
 LEFT_OUT = ("raises without a compiler", "wrong without snnfast")
+CALLS = 3  # by default so many are recorded before a call is traced
+SLOWEST = "slowest first call, ms of CPU time"
+FIRST_CALL = 10.0  # seconds of CPU time, in which the first call that is recorded should have returned
+CAUGHT = (RuntimeError, IndexError)
 # A write that autograd is not told of: which gradient is right depends on what a layer keeps for its backward pass.
 UNSEEN = re.compile(r"\.data(\.\w+_\(|\[[^]]*\] .?= | .= )")
 # As the random programs have them, for one that is written by hand.
@@ -49,6 +57,36 @@ AROUND: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 torch._dynamo.guards.profile_guard_manager = lambda *args: 0.0
 
 
+class OutOfTimeError(BaseException):
+    """No program catches it."""
+
+
+@contextmanager
+def in_time(seconds: float) -> Iterator[None]:
+    """Raise an error after so many seconds. The clock is on the wall: a program that hangs uses no processor."""
+
+    def stop(*args: Any) -> None:
+        raise OutOfTimeError
+
+    usual = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # again, where what is left has to be run in vain
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, usual)
+
+
+def told(value: Any) -> Any:
+    """Something that a program returns, by its value: which references are alive, and what was raised."""
+    if isinstance(value, weakref.ref):
+        return "alive" if value() is not None else "dead"
+    if isinstance(value, BaseException):
+        # The last words may name a line of PyTorch.
+        return f"{type(value).__name__}: {str(value)[:20]}"
+    return value
+
+
 def detached(value: Any) -> Any:
     """A state, which may be a number yet, or ``None``."""
     return value.detach() if isinstance(value, Tensor) else value
@@ -63,9 +101,11 @@ class Run:
 
     def __init__(
         self, made: Callable[[Any], nn.Module], settings: dict[str, Any], unseen: bool = False, drawn: bool = True,
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "cpu", beside: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        """``beside``: what else the program has: functions ``between`` and ``around``."""
         self.settings, self.unseen, self.drawn, self.device = settings, unseen, drawn, device
+        self.between, self.around = ((beside or {}).get(name) for name in ("between", "around"))
         self.dtype = getattr(torch, settings["dtype"])
         self.random = torch.Generator().manual_seed(settings["number"])
         torch.manual_seed(settings["number"])
@@ -83,7 +123,7 @@ class Run:
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks and dynamo
         names: dict[str, Any] = {"__name__": name}
         exec(compile(source, name, "exec"), names)
-        return cls(names["Net"], names["SETTINGS"], UNSEEN.search(source) is not None)
+        return cls(names["Net"], names["SETTINGS"], UNSEEN.search(source) is not None, beside=names)
 
     def _uniform(self, shape: Sequence[int], low: float, high: float, eighths: bool = True) -> Tensor:
         t = torch.rand(tuple(shape), generator=self.random, dtype=torch.float64) * (high - low) + low
@@ -126,6 +166,9 @@ class Run:
             if call["resets"]:  # not by snntorch.utils.reset, which resets the layers of all networks
                 layer.reset_mem()
         self.calls += 1
+        torch.set_default_dtype(self.dtype)  # a program that raises leaves its own
+        if self.between is not None:
+            self.between(net, self.calls)
         self._seed(-self.calls)
         inputs = self.inputs(call)
         # A leaf may not be changed in place.
@@ -136,18 +179,35 @@ class Run:
         carried = [self.carried] if settings["carries"] else []
         context, places = settings.get("around") or ("", ())
         forward, backward = (AROUND[context if place in places else ""] for place in ("forward", "backward"))
-        with torch.set_grad_enabled(settings["grad"]), forward():
+        raised, outputs = None, None
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(settings["grad"]))
+            stack.enter_context(forward())
+            for around in [] if self.around is None else self.around(self.calls):
+                stack.enter_context(around)
             if context == "checkpoint":
                 function = partial(checkpoint, function, use_reentrant=False, early_stop=False)
-            outputs = function(*carried, *given.values())
-        if settings["carries"]:
+            try:
+                outputs = function(*carried, *given.values())
+            except CAUGHT as error:
+                if not settings.get("catches"):
+                    raise
+                raised = outputs = told(error)
+        if any(isinstance(out, weakref.ref) for out in pytree.tree_leaves(outputs)):
+            gc.collect()
+        outputs = pytree.tree_map(told, outputs)
+        # The generator is as the loop leaves it where that draws nothing, or only behind seeds of its own.
+        drawn = [] if settings.get("draws", True) else [("the next random number", str(torch.rand(())))]
+        if settings["carries"] and raised is None:
             self.carried = pytree.tree_map(detached, outputs[1]) if settings["carries"] == "detached" else outputs[1]
         held = [(f"{n}.{state}", getattr(m, state)) for n, m in self.layers.items() for state in self._states(m)]
         buffers = [(n, b) for n, b in net.named_buffers() if n.rpartition(".")[2] not in STATES]
-        found = seen(outputs, held, [*((f"input {n}", t) for n, t in given.items()), *buffers], net.named_parameters())
+        others = [*((f"input {n}", t) for n, t in given.items()), *buffers, *drawn]
+        found = seen(outputs, held, others, net.named_parameters())
         asking = {n: t for n, t in [*inputs.items(), *net.named_parameters()] if t.requires_grad and not self.unseen}
         losses = []
-        for i, (n, t) in enumerate([*leaves("output", outputs), *(held if settings["held_in_loss"] else [])]):
+        of_loss = [] if raised else [*leaves("output", outputs), *(held if settings["held_in_loss"] else [])]
+        for i, (n, t) in enumerate(of_loss):
             if isinstance(t, Tensor) and "draws" not in n:
                 t = torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
                 self._seed(i)  # a state may be empty in a compiled network alone
@@ -196,6 +256,19 @@ class Watched:
         return "partly" if any(r.repeated or r.refused for r in reports) else "wholly"
 
 
+def _is_wrong_without(
+    make: Callable[[], Run], expected: list[Seen], tolerances: tuple[float, float], statistics: Counter[str], found: str
+) -> bool:
+    """Whether ``torch.compile`` alone gets a call wrong that was traced."""
+    number = re.match(r"call (\d+):", found)
+    if number is None or int(number[1]) < CALLS:
+        return False
+    alone = make()
+    wrong = _compare(alone, torch.compile(alone.net, backend="eager"), expected, tolerances) is not None
+    statistics[LEFT_OUT[1]] += wrong
+    return wrong
+
+
 def check(
     make: Callable[[], Run], backend: Any, statistics: Counter[str], tolerances: tuple[float, float] | None = None
 ) -> str | None:
@@ -210,14 +283,19 @@ def check(
         plain, ours = make(), make()
         for name, layer in plain.layers.items():
             layer.register_forward_hook(partial(look, name))
+        if backend == "default":
+            for run in (plain, ours):
+                run.settings["calls"] = (run.settings["calls"] * CALLS)[: max(CALLS, len(run.settings["calls"]))]
         expected = [plain.call(call, plain.net) for call in plain.settings["calls"]]
+        if all(isinstance(call[0][1], str) for call in expected):
+            raise RuntimeError(expected[0][0][1])  # what a call has raised, at each call
     except Exception:
         statistics[LEFT_OUT[0]] += 1
         return None
     tolerances = tolerances or TOLERANCES[ours.settings["dtype"]]
     if backend == "recording":
         recorded = ByRecording(ours.net)
-        found = _compare(ours, recorded, expected, tolerances)
+        found = _compare(ours, recorded, expected, tolerances, statistics)
         plans = recorded.plans
         statistics["planned"] += any(not isinstance(plan, str) for plan in plans)
         statistics["for any steps"] += any(not isinstance(plan, str) and plan.is_general for plan in plans)
@@ -225,6 +303,10 @@ def check(
         statistics["no loop"] += not plans
         statistics["compared"] += 1
         return found or next((p for p in plans if isinstance(p, str) and p.startswith("a fault of snnfast")), None)
+    if backend == "default":
+        statistics["compared"] += 1
+        found = _compare(ours, snnfast.compile(ours.net), expected, tolerances, statistics)
+        return found if found is None or not _is_wrong_without(make, expected, tolerances, statistics, found) else None
     compiled, given_up = torch.compile(ours.net, backend=backend), set[Any]()
 
     def as_compile_does(*args: Any) -> Any:
@@ -250,23 +332,37 @@ def check(
     return found
 
 
-def _compare(run: Run, function: Any, expected: list[Seen], tolerances: tuple[float, float]) -> str | None:
+def _compare(
+    run: Run, function: Any, expected: list[Seen], tolerances: tuple[float, float],
+    statistics: Counter[str] | None = None,
+) -> str | None:  # fmt: skip
+    """What differs; ``statistics``: are told the time of the first call, which should not be longer than it should."""
     for number, call in enumerate(run.settings["calls"]):
+        start = time.process_time()
         try:
             if found := difference(run.call(call, function), expected[number], tolerances):
                 return f"call {number}: {found}"
         except Exception as error:
             return f"call {number}: {type(error).__name__}: {error}"
+        taken = time.process_time() - start
+        if statistics is not None and not number:
+            statistics[SLOWEST] = max(statistics[SLOWEST], round(1000 * taken))
+            if taken > FIRST_CALL:
+                return f"the first call took {taken:.1f} s of CPU time"
     return None
 
 
-def outcome(source: str, backend: Any, statistics: Counter[str]) -> str | None:
-    """What differs or fails; ``None``: nothing."""
+def outcome(source: str, backend: Any, statistics: Counter[str], seconds: float = 300) -> str | None:
+    """What differs or fails, also to come to an end in so many seconds; ``None``: nothing."""
     half = "bfloat16" in source and ("'float64'" not in source or ".float()" in source)
     dtype = "bfloat16" if half else "float32" if ".float()" in source else None
     with surroundings("float64" if "'float64'" in source else "float32"):
         backend = Watched() if backend == "snnfast" else backend
-        found = check(partial(Run.of, source), backend, statistics, TOLERANCES[dtype] if dtype else None)
+        try:
+            with in_time(seconds):
+                found = check(partial(Run.of, source), backend, statistics, TOLERANCES[dtype] if dtype else None)
+        except OutOfTimeError:
+            found = f"no end in {seconds:.0f} s"
     linecache.cache.pop(f"<program {abs(hash(source))}>", None)
     return found
 

@@ -1,7 +1,10 @@
 """Some of the random loops that ``tests/compiler/loop_fuzz.py`` draws by the thousand."""
 
+import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -11,9 +14,11 @@ from helpers import THOROUGH
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from internals import BACKEND
-from loop_fuzz import wrong
-from random_programs import KINDS, PARTS, PIECES, Program
+from loop_fuzz import having, main, wrong
+from random_programs import BESIDE, KINDS, PARTS, PIECES, Program, name_of
 from running import LEFT_OUT, OUTCOMES, SETTINGS, outcome, with_settings
+
+from snnfast.compiler.passes import unstack
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
 PROGRAMS, CHUNK = 500 if THOROUGH else 20, 20
@@ -46,6 +51,13 @@ def test_random_loops_do_what_they_do_unrecorded(first: int, cases: int, long: b
     assert compare(range(first, first + cases), "recording", long)["planned"] >= cases / 10
 
 
+@pytest.mark.parametrize(
+    ("first", "cases"), [(0, 5), *(pytest.param(first, 35, marks=pytest.mark.thorough) for first in (5, 40))]
+)
+def test_random_loops_do_what_they_do_uncompiled_by_default(first: int, cases: int) -> None:
+    assert compare(range(first, first + cases), "default")["compared"] >= cases - 1
+
+
 # No database and no shrinking: a number near another one is another program altogether.
 @pytest.mark.thorough
 @settings(
@@ -64,6 +76,14 @@ def test_programs_are_drawn_by_their_number_alone_and_have_every_statement_and_p
     assert {f.__name__ for f in (*KINDS, *PARTS, *(p.write for p in PIECES)) if counts[f] < 5} == set()
     assert {p.dtype for p in programs} == {"float32", "float64"}
     assert {p.steps for p in programs} == set(range(6))
+
+
+def test_programs_may_be_drawn_by_a_statement(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = list(islice(having("numpy memory", 7, 2), 2))
+    assert all("np.zeros" in Program(number).source and number % 2 for number in numbers)
+    with pytest.raises(SystemExit):
+        main(["--with", "no such statement"])
+    assert "numpy memory, one tensor" in " ".join(capsys.readouterr().err.split())
 
 
 # ---- planted faults, in a backend that changes nothing else
@@ -148,3 +168,68 @@ def test_a_program_that_raises_compiled_only_is_wrong(monkeypatch: pytest.Monkey
     with warnings.catch_warnings(action="ignore"):
         found = with_settings(lambda: outcome(PLAIN, "snnfast", Counter()))
     assert found == "the pass failed: KeyError: 'planted'"
+
+
+def test_a_program_that_does_not_end_is_wrong() -> None:
+    def hangs(gm: Any, inputs: Any) -> Any:
+        return lambda *args: time.sleep(1000)
+
+    assert with_settings(lambda: outcome(PLAIN, hangs, Counter(), seconds=3)) == "no end in 3 s"
+
+
+@pytest.mark.parametrize("how", ["recording", "default"])
+def test_a_first_call_that_takes_too_long_is_wrong(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("running.FIRST_CALL", 0.0)
+    found = with_settings(lambda: outcome(PLAIN, how, Counter()))
+    assert found is not None
+    assert found.startswith("the first call took")
+
+
+# ---- planted faults that statements are there to find
+
+
+def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is planted: the recorder has no rule yet that could be switched off."""
+
+
+def erases_calls_with_effects(monkeypatch: pytest.MonkeyPatch) -> None:
+    def erase(node: torch.fx.Node) -> None:
+        if not node.users:
+            node.graph.erase_node(node)
+
+    monkeypatch.setattr(unstack, "erase_unread", erase, raising=False)
+
+
+# By the names of the statements beside calls of PyTorch: what brings the fault back that they have been written for.
+PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "numpy memory": as_it_is,
+    "array view": as_it_is,
+    "forked": as_it_is,
+    "threads": as_it_is,
+    "default dtype": as_it_is,
+    "function mode": as_it_is,
+    "forward mode": as_it_is,
+    "inference state": as_it_is,
+    "seeds": as_it_is,
+    "numbers of objects": as_it_is,
+    "join into buffer": erases_calls_with_effects,
+    "weak references": as_it_is,
+    "marks": as_it_is,
+    "errors inside": as_it_is,
+    "errors outside": as_it_is,
+    "made parameter": as_it_is,
+}
+ENOUGH, QUICK = 300, ("array view", "errors inside")
+
+
+def test_each_statement_beside_calls_of_pytorch_has_a_planted_fault() -> None:
+    assert set(PLANTED) == {name_of(kind) for kind in BESIDE}
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.thorough) for kind in PLANTED]
+)
+def test_a_statement_finds_its_planted_fault(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    PLANTED[kind](monkeypatch)
+    numbers = islice(having(kind), ENOUGH)
+    assert with_settings(lambda: any(wrong([number], [].append, "recording", kind=kind)[0] for number in numbers))
