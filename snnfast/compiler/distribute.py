@@ -174,18 +174,24 @@ class Distributed:
         What is between two of them is then never written for all steps.
         """
         rest, joined = [p for p in self.parts if isinstance(p, Program) and p.statements[0].reason is None], False
+        came_apart: set[frozenset[Statement]] = set()
         while rest:
             found = rest.pop()
             for other in self._beside(found) if found in self.parts else ():
                 parts = [found, other] if isinstance(other, Program) else [found]
+                statements = frozenset([*found.statements, *other.statements])
+                if statements in came_apart:
+                    continue
                 try:
                     whole = self._become_program([*found.statements, *other.statements], parts)
                 except UnmergedError:
                     continue
-                whole_parts = whole.apart()
-                for part in whole_parts if len(whole_parts) > 1 else ():
-                    part.take(self.rolled)
-                rest += whole_parts
+                apart = whole.apart()
+                if len(apart) > 1:
+                    came_apart.add(statements)
+                    for part in apart:
+                        part.take(self.rolled)
+                rest += apart
                 joined = True
                 break
         return joined
