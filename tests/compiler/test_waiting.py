@@ -1,4 +1,4 @@
-"""What runs late sees what the loop saw: a recorded call waits only if all that it reads and writes is seen until then."""
+"""What runs late sees what the loop saw: a call waits only if all that it reads and writes is seen until then."""
 
 import contextlib
 import gc

@@ -166,7 +166,8 @@ class Recorded:
     def _run(self, known: _Known, recorder: Recorder, alive: list[int]) -> bool:
         """Run what was recorded by its plan. Returns whether it has one."""
         start = time.perf_counter()
-        with torch.set_grad_enabled(any(kind.grad for kind in recorder.kinds)):  # so that copies of results are recorded
+        grad = any(kind.grad for kind in recorder.kinds)  # so that copies of results are recorded
+        with torch.set_grad_enabled(grad):
             with known.kinds.lock:
                 found_plan = self._found(known, recorder, alive)
             if found_plan is None:
@@ -177,10 +178,9 @@ class Recorded:
             try:
                 found = graph(*form.inputs_of(recorder.given))
             except Exception as error:
-                if not state.put_back():
+                if verify.is_wanted() or not state.put_back():
                     raise
-                # The calls, one by one, raise the loop's error, where the loop raises it.
-                recorder.reasons.append(f"its graph raises {type(error).__name__}")
+                recorder.failed = f"{type(error).__name__}: {error}"
                 return False
         recorder.steps += form.steps
         recorder.deliver(alive, found)
@@ -234,7 +234,8 @@ class Recorded:
             recorder.asks_again = True
             return _NoPlan("not seen before: the next call asks for its lines")
         if family is None:
-            family = known.families[told.structure] = _Family(form)
+            family = _Family(form)
+            _enter(known.families, told.structure, family)
         if twins is not None:
             family.tries = False
             plan = _made(plan_for_any_steps, twins, known.kinds, recorder)
@@ -288,9 +289,9 @@ class Recorded:
 def may_record() -> bool:
     """Whether calls can be recorded here.
 
-    They are not where they are traced, transformed, recorded, in a checkpoint or in a backward pass; where a mode of the
-    caller sees them, which would see the calls of the graph, too; where PyTorch is told to compile nothing; or where
-    the reference is chosen, which merges nothing.
+    They are not where they are traced, transformed, recorded, in a checkpoint or in a backward pass; where a mode of
+    the caller sees them, which would see the calls of the graph, too; where PyTorch is told to compile nothing; or
+    where the reference is chosen, which merges nothing.
     """
     return not (
         is_dynamo_compiling()
@@ -319,7 +320,7 @@ class _State:
         for kind, leaves in zip(recorder.kinds, recorder.leaves, strict=True):
             if True in kind.writes:
                 written.update({~a: None for a, w in zip(leaves, kind.writes, strict=True) if w and a < 0})
-        raises = any(not kind.waits_freely for kind in set(recorder.kinds))
+        raises = not all(kind.waits_freely for kind in set(recorder.kinds))
         given = [recorder.given[n] for n in written]
         # A copy is made where an error may come at all.
         self._written = [(t, t._version, t.detach().clone() if raises else None) for t in given if not t.is_inference()]
@@ -328,10 +329,11 @@ class _State:
     def put_back(self) -> bool:
         """Undo all changes. Returns whether that could be done."""
         changed = [(t, copy) for t, version, copy in self._written if t._version != version]
-        if any(copy is None for _, copy in changed):
+        copies = [copy for _, copy in changed if copy is not None]
+        if len(copies) < len(changed):
             return False
         with torch.no_grad():
-            for t, copy in changed:
+            for (t, _), copy in zip(changed, copies, strict=True):
                 t.copy_(copy)
         if self._drawn is not None:
             torch.set_rng_state(self._drawn)

@@ -16,7 +16,7 @@ from concurrent import futures
 from typing import Any
 
 import torch
-from torch import Tensor, nn, random
+from torch import Tensor, nn
 from torch._functorch import eager_transforms, vmap
 from torch._higher_order_ops import cond, while_loop
 from torch.autograd import forward_ad
@@ -194,8 +194,8 @@ class _Hook:
                     self._begins.append((module, name, held))
                     flushed = _flushed(getattr(function, "__func__", function), as_it_stands)
                     setattr(module, name, staticmethod(flushed) if isinstance(held, staticmethod) else flushed)
-                self._begins.append((random, "default_generator", random.default_generator))
-                random.default_generator = _Generator()  # type: ignore[assignment]
+                self._begins.append((torch.random, "default_generator", torch._C.default_generator))
+                vars(torch.random)["default_generator"] = _Generator()
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -262,7 +262,7 @@ def _run_first() -> Iterator[tuple[Any, str, bool]]:
 
 
 class _Generator:
-    """The generator of random numbers, for PyTorch's functions: what was recorded draws before it is asked or seeded."""
+    """The generator, as PyTorch's functions see it: what was recorded draws before it is asked or seeded."""
 
     def __getattr__(self, name: str) -> Any:
         recorder = current_recorder()

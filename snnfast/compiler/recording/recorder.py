@@ -413,7 +413,10 @@ class Recorder(TorchFunctionMode):
     def _is_let_require(self, t: Any, requires_grad: Any = True) -> bool:
         """Whether a result is let require a gradient that did not."""
         return (
-            type(t) is Later and requires_grad is True and not t.later_like.requires_grad and t.later_like.dtype.is_floating_point
+            type(t) is Later
+            and requires_grad is True
+            and not t.later_like.requires_grad
+            and t.later_like.dtype.is_floating_point
         )
 
     def _becomes(self, func: Any, t: Later, grad: bool) -> Later:
@@ -859,7 +862,7 @@ def _run_elsewhere(t: Later) -> None:
 
 
 def _is_forgotten(t: Later) -> bool:
-    """Whether the program knows nothing of a result that it does not hold: it has no attributes, and no weak references."""
+    """Whether a result that nobody holds has no attributes, and no weak references to it, either."""
     return not is_marked(t) and not weakref.getweakrefcount(t)
 
 

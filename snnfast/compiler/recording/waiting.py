@@ -37,11 +37,11 @@ def is_shared(t: Tensor) -> bool:
     if t.device.type != "cpu" or t.layout is not torch.strided:
         return False
     memory = t.untyped_storage()
-    if memory.resizable():  # type: ignore[no-untyped-call]
+    if memory.resizable():
         return False
     if ops.extension is not None and ops.extension.pool_owns(memory.data_ptr()):
         return False
-    return t.nbytes <= _SMALL or not t.is_shared()
+    return t.nbytes <= _SMALL or not t.is_shared()  # type: ignore[no-untyped-call]
 
 
 _SMALL = 1 << 16
@@ -100,9 +100,9 @@ def _generator_of(device: torch.device) -> Any:
 
 
 class Range(NamedTuple):
-    """An index must be at least ``low`` and less than ``high``, or equal to ``ignored``."""
+    """A tensor of indices must be at least ``low`` and less than ``high``, or equal to ``ignored``."""
 
-    index: Tensor
+    indices: Tensor
     low: int
     high: int
     ignored: int | None = None
@@ -155,7 +155,7 @@ class MayRaise(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.draws = self.raises = False
         self.ranges: list[Range] = []
 
@@ -163,7 +163,7 @@ class MayRaise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.draws |= torch.Tag.nondeterministic_seeded in func.tags
         name = func._schema.name.rpartition("::")[2].rstrip("_")
         if name in _INDEXED:
-            self.ranges += _INDEXED[name](args)
+            self.ranges += _INDEXED[name](args)  # type: ignore[no-untyped-call]
         elif name in _RAISE or "linalg" in name or "cholesky" in name:
             self.raises = True
         elif name in _DIVIDE:
@@ -191,9 +191,9 @@ def is_in_try(frame: FrameType | None) -> bool:
     """Whether a line of the program that leads to this frame stands in a ``try``, which may catch an error of it."""
     while frame is not None and frame.f_code.co_name != "run_recorded":
         code = frame.f_code
-        if code.co_exceptiontable and not code.co_filename.startswith(_NOT_THE_PROGRAMS):
-            if _is_tried(code, frame.f_lasti):
-                return True
+        is_the_programs = code.co_exceptiontable and not code.co_filename.startswith(_NOT_THE_PROGRAMS)
+        if is_the_programs and _is_tried(code, frame.f_lasti):
+            return True
         frame = frame.f_back
     return False
 
