@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
+from snnfast._core.backend import warn_once
 from snnfast._core.pytorch import (
     hooks_of_saved_tensors,
     is_forward_mode,
@@ -151,6 +152,7 @@ class Recorder(TorchFunctionMode):
         self.reasons: list[str] = []  # why calls were made that could not wait, or had no plan
         self.is_refused = False  # tracing it would not help
         self.asks_again = False  # the next call shows whether there is a plan
+        self.failed: str | None = None  # the error of a graph
         self.steps: list[int] = []  # of the loops that ran by a plan
         self.seconds = 0.0  # that recording took
         self._since = time.perf_counter()  # recording goes on since then
@@ -718,7 +720,8 @@ class Recorder(TorchFunctionMode):
             with entered(self.grad, self.ambient, modes()):
                 if as_it_stands or not self._reads_as_recorded() or not self._run(self, alive):
                     self._others += len(self.kinds)
-                    self.replay(alive)
+                    self.replay(alive)  # after a graph that failed, it raises the loop's error, as the loop does
+                    self._tell_failure()
                 else:
                     self._planned += len(self.kinds)
         except BaseException as error:
@@ -766,6 +769,14 @@ class Recorder(TorchFunctionMode):
             elif type(made) is Later and count(made) == _IN_THE_LIST and _is_forgotten(made):
                 all_made[number] = None
                 _append(spare.setdefault(made.later_like, []), made)
+
+    def _tell_failure(self) -> None:
+        """Tell of a graph that has failed where the loop has not."""
+        if self.failed is not None:
+            problem = f"its graph fails ({self.failed}). This is a fault of snnfast; please report it with the program"
+            warn_once(f"snnfast: a recorded loop runs call by call: {problem}")
+            self.reasons.append(problem)
+            self.failed = None
 
     def _give_up(self, error: BaseException) -> None:
         """Let each result that was not computed say so where it is read."""
