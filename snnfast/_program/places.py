@@ -4,11 +4,9 @@ A look takes tens of microseconds, and :meth:`Places.are_as_they_were` about one
 """
 
 import collections
-import functools
-import itertools
 import operator
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,31 +71,24 @@ class Places:
     def finish(self) -> None:
         """Nothing more will be read."""
         names = list(self._names.values())
-        contents = [other for other in self._others if isinstance(other, _Contents)]
-        self._sized = [n.held for n in names if n.whole or not n.held] + [c.value for c in contents]
-        self._sizes = list(map(len, self._sized))
-        self._absent = [(n.held.keys, n.absent) for n in names if n.absent and n.held]
-        read = [n.reader() for n in names if n.values] + [other.reader() for other in self._others]
-        self._readers, self._values = [r for r, _ in read], [value for _, value in read]
-        self._found = list(self._now())
-
-    def _now(self) -> Iterator[Any]:
-        return itertools.chain.from_iterable(map(operator.call, self._readers, self._values))
+        contents = [other.value for other in self._others if isinstance(other, _Contents)]
+        sized = [n.held for n in names if n.whole or not n.held] + contents
+        tests = _Tests()
+        for held in sized:
+            tests.add(f"len({{}}) == {len(held)}", held)
+        for place in (*names, *self._others):
+            place.test(tests)
+        self._holds = tests.compiled()
 
     # ---- afterwards
 
     def are_as_they_were(self) -> bool:
         """Whether each place holds the very same objects as before; ``False`` may be wrong."""
-        if list(map(len, self._sized)) != self._sizes:
-            return False
         try:
-            if not all(map(operator.is_, self._now(), self._found)):
+            if not self._holds():
                 return False
         except (KeyError, AttributeError, ValueError):
             return False
-        for keys, absent in self._absent:
-            if not keys().isdisjoint(absent):
-                return False
         if self._tensors:
             with torch._C.DisableTorchFunction():  # a recorder would record that they are asked
                 if any(t._version != version for t, version in self._tensors):
@@ -124,6 +115,30 @@ class Places:
                 place.put()
 
 
+class _Tests:
+    """Comparisons in one function, which has all that it compares as constants: a few are made at each call."""
+
+    def __init__(self) -> None:
+        self._constants: dict[str, Any] = {"same": _are_same}
+        self._tests: list[str] = []
+
+    def add(self, test: str, *values: Any) -> None:
+        """Add an expression with a place for each value."""
+        names = []
+        for value in values:
+            names.append(f"c{len(self._constants)}")
+            self._constants[names[-1]] = value
+        self._tests.append(test.format(*names))
+
+    def compiled(self) -> Callable[[], bool]:
+        function: Callable[[], bool] = eval(f"lambda: {' and '.join(self._tests) or True}", self._constants)
+        return function
+
+
+def _are_same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
 class _Names:
     """Names of a module, a class or an object."""
 
@@ -139,9 +154,11 @@ class _Names:
         else:
             self.values[name] = value
 
-    def reader(self) -> tuple[Callable[[Any], Any], Any]:
-        names = list(self.values)
-        return operator.itemgetter(*_several(names)), self.held
+    def test(self, tests: _Tests) -> None:
+        for name, value in self.values.items():
+            tests.add(f"{{}}[{name!r}] is {{}}", self.held, value)
+        if self.absent and self.held:
+            tests.add("{}().isdisjoint({})", self.held.keys, frozenset(self.absent))
 
     def now(self) -> "_Names":
         now = _Names(self.held, self._owner, {}, set())
@@ -176,11 +193,12 @@ class _Parts:
     def __init__(self, value: Any, parts: dict[str, Any]) -> None:
         self._value, self._parts = value, parts
 
-    def reader(self) -> tuple[Callable[[Any], Any], Any]:
-        names = list(self._parts)
-        if any(part is _ABSENT for part in self._parts.values()):
-            return functools.partial(_parts_of, names), self._value
-        return operator.attrgetter(*_several(names)), self._value
+    def test(self, tests: _Tests) -> None:
+        for name, part in self._parts.items():
+            if part is _ABSENT:
+                tests.add("same([{}({}, {})], [{}])", _part, self._value, name, part)
+            else:
+                tests.add("{}." + name + " is {}", self._value, part)
 
     def now(self) -> "_Parts":
         return _Parts(self._value, {name: _part(self._value, name) for name in self._parts})
@@ -195,20 +213,11 @@ class _Parts:
                 setattr(self._value, name, part)
 
 
-def _several(names: list[str]) -> list[str]:
-    """A getter of two or more names returns a tuple."""
-    return names if len(names) > 1 else names * 2
-
-
 def _part(value: Any, name: str) -> Any:
     try:
         return getattr(value, name, _ABSENT)
     except ValueError:  # an empty cell
         return _ABSENT
-
-
-def _parts_of(names: list[str], value: Any) -> list[Any]:
-    return [_part(value, name) for name in names]
 
 
 class _Bases:
@@ -217,8 +226,8 @@ class _Bases:
     def __init__(self, value: type) -> None:
         self._value, self._held = value, _bases(value)
 
-    def reader(self) -> tuple[Callable[[Any], Any], Any]:
-        return _bases, self._value
+    def test(self, tests: _Tests) -> None:
+        tests.add("{}({}) == {}", _bases, self._value, self._held)
 
     def now(self) -> "_Bases":
         return _Bases(self._value)
@@ -235,8 +244,8 @@ class _Contents:
         self.value = value
         self._held: list[Any] = _items(value) if isinstance(value, dict) else list(value)
 
-    def reader(self) -> tuple[Callable[[Any], Any], Any]:
-        return (_items, self.value) if isinstance(self.value, dict) else (tuple, self.value)
+    def test(self, tests: _Tests) -> None:
+        tests.add("same({}({}), {})", _items if isinstance(self.value, dict) else list, self.value, self._held)
 
     def now(self) -> "_Contents":
         return _Contents(self.value)

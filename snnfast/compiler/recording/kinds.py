@@ -152,6 +152,7 @@ class Kinds(dict[Any, Kind]):
         self.lock = threading.RLock()  # of what makes kinds and graphs, which threads share
         self._mode: FakeTensorMode | None = None
         self._functions: dict[Any, Applied] = {}
+        self._applied: dict[Any, Applied] = {}  # the last one of each
         self._sights: dict[Any, Sight] = {}  # of their classes
         self._changes: Counter[Any] = Counter()  # how often a class has changed what it reads
         self._options: dict[int, Any] = {}
@@ -163,6 +164,9 @@ class Kinds(dict[Any, Kind]):
         Raises:
             NeedsValueError: Nobody can tell what it reads.
         """
+        last = self._applied.get((cls, objects))
+        if last is not None and last.is_current():
+            return last
         if self._changes[cls] > _MOST_CHANGES:
             raise NeedsValueError(f"{cls.__name__} changes what it reads")
         try:
@@ -171,14 +175,16 @@ class Kinds(dict[Any, Kind]):
             raise NeedsValueError(f"{cls.__name__}: {str(error).removeprefix('step: ')}") from None
         applied = self._functions.setdefault((cls, objects, moment.key), Applied(cls, objects))
         applied.moment = moment  # with the very objects that hold these numbers now
+        self._applied[cls, objects] = applied
         return applied
 
     def trim(self) -> None:
         """Forget all kinds if there are too many: a number or a class of each call is a part of them."""
-        if len(self) > _MOST or len(self._functions) > _MOST_FUNCTIONS:
+        if len(self) > _MOST or max(len(self._functions), len(self._sights)) > _MOST_FUNCTIONS:
             self.clear()
             self._functions.clear()
             self._sights.clear()
+            self._applied.clear()
             self._options.clear()
 
     def keep(self, options: Any) -> None:
