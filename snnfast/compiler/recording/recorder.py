@@ -607,7 +607,7 @@ class Recorder(TorchFunctionMode):
         self._entered = 0
         for number in range(len(self.given)):
             t = self.given[number]
-            self._entered += t.nbytes if sys.getrefcount(t) == _IN_THE_LIST else 0
+            self._entered += _bytes_of(t) if sys.getrefcount(t) == _IN_THE_LIST else 0
         if self._entered + self._drawn > _MOST_ENTERED:
             self.flush(as_it_stands=False)
 
@@ -700,7 +700,7 @@ class Recorder(TorchFunctionMode):
             self._numbers[id(t)] = number
         self.given.append(t)
         self.likes.append(like)
-        self._entered += t.nbytes
+        self._entered += _bytes_of(t)
         return number
 
     # ---- running what was recorded
@@ -880,6 +880,11 @@ def _is_forgotten(t: Later) -> bool:
 def _append(spare: list[Later], t: Later) -> None:
     if len(spare) < _MOST_OF_A_SHAPE:
         spare.append(t)
+
+
+def _bytes_of(t: Tensor) -> int:
+    """The bytes of a tensor. A sparse matrix is no frame of a stream."""
+    return t.nbytes if t.layout is torch.strided else 0
 
 
 def _dims(index: tuple[Any, ...], dims: int) -> list[int]:
