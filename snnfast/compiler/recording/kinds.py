@@ -71,14 +71,15 @@ class Kind:
         direct: Whether it only reads what is known of tensors, and is made at once.
         draws: Whether it draws random numbers.
         peeks: Whether it is a view that is made without gradients of a tensor that may require one.
-        raises: Whether an error depends on values, other than those of ``ranges``.
-        ranges: Of each leaf that is an index: the leaf, the least number, the first that is too large, and one that
-            stands for no index.
+        raises: Whether an error depends on values in another way than by ``takes``.
+        takes: Leaves that must hold numbers of a range: the leaf, the least and the largest number, and another one
+            that it may hold.
+        gives: Of results that hold numbers of a range, these.
     """
 
     __slots__ = (
-        "aliases", "args", "container", "direct", "draws", "func", "grad", "grown", "kwargs", "leaves", "likes",
-        "modes", "only", "peeks", "raises", "ranges", "same", "spec", "tensors", "writes",
+        "aliases", "args", "container", "direct", "draws", "func", "gives", "grad", "grown", "kwargs", "leaves",
+        "likes", "modes", "only", "peeks", "raises", "same", "spec", "takes", "tensors", "writes",
     )  # fmt: skip
 
     def __init__(self, func: Any = None, grad: bool = True, modes: Any = None) -> None:
@@ -96,7 +97,8 @@ class Kind:
         self.grown: Like | None = None
         self.only: Like | None = None
         self.direct = self.peeks = self.draws = self.raises = False
-        self.ranges: tuple[tuple[int, int, int, int | None], ...] = ()
+        self.takes: tuple[tuple[int, float, float, int | None], ...] = ()
+        self.gives: dict[int, tuple[float, float]] = {}
 
     def tensors_of(self, found: Any) -> list[Tensor]:
         """The tensors among what a call has returned."""
@@ -107,7 +109,7 @@ class Kind:
     @property
     def waits_freely(self) -> bool:
         """Whether nothing that it does can be seen before it runs."""
-        return not (self.draws or self.raises or self.ranges)
+        return not (self.draws or self.raises or self.takes)
 
     @property
     def places(self) -> list[int]:
@@ -235,13 +237,18 @@ class Kinds(dict[Any, Kind]):
         kind.writes = tuple([v != _version(t) for v, t in zip(versions, fakes, strict=True)])
         kind.aliases = tuple([isinstance(t, Tensor) and storage_of(t) in returned for t in fakes])
         kind.peeks = not grad and any(kind.aliases)
+        seen.look_at(func, given)
         kind.draws, kind.raises = seen.draws, seen.raises
         memory = [storage_of(t) if isinstance(t, Tensor) else None for t in fakes]
-        for index, low, high, ignored in seen.ranges:
-            if (at := storage_of(index)) in memory and index.dtype == fakes[memory.index(at)].dtype:
-                kind.ranges += ((memory.index(at), low, high, ignored),)
+        for t, *numbers in seen.takes:
+            if (at := storage_of(t)) in memory and t.dtype == fakes[memory.index(at)].dtype:
+                kind.takes += ((memory.index(at), *numbers),)
             else:
                 kind.raises = True  # an index that the function computes
+        memory = [storage_of(t) for t in tensors_in(found)]
+        for t, low, high, _ in seen.gives:
+            if (at := storage_of(t)) in memory:
+                kind.gives[memory.index(at)] = low, high
         if modes is not None and modes[0] and any(kind.aliases):
             # A fake tensor does not know whether it requires a gradient where other views make it, as in ``view_as``.
             raise NeedsValueError("a view that is made in inference mode")

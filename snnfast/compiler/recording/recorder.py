@@ -30,8 +30,8 @@ from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError,
 from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, is_marked, later, like_of
 from snnfast.compiler.recording.lines import Lines, lines_of
 from snnfast.compiler.recording.modes import NONE, any_autocast, entered, infers, modes
-from snnfast.compiler.recording.waiting import Draws, is_in_try, is_shared, range_of
-from snnfast.compiler.sparse import LAYOUTS, as_op, is_product
+from snnfast.compiler.recording.waiting import Draws, is_shared, let_others_see, range_of
+from snnfast.compiler.sparse import LAYOUTS, as_op, is_product, memory_of
 from snnfast.surrogate import known_to_kernels
 
 
@@ -181,8 +181,8 @@ class Recorder(TorchFunctionMode):
         self._draws = Draws()
         self._shared: dict[int, Tensor] = {}  # tensors that others see, among the arguments of the call of now
         self._copies: dict[int, tuple[Tensor, int]] = {}  # such tensors by their ids, and the numbers of their copies
-        self._ranges: dict[tuple[int, int | None], tuple[int, int]] = {}  # of indices among tensors from outside
-        self._writes_integers = False  # so that an index may be another one when it is read
+        self._ranges: dict[tuple[int, int | None], tuple[float, float]] = {}  # of the numbers of tensors from outside
+        self._written: set[int] = set()  # addresses of tensors that are changed
         self._entered = self._drawn = 0  # bytes of tensors from outside, and of random ones in their place
 
     # ---- calls
@@ -250,6 +250,8 @@ class Recorder(TorchFunctionMode):
         self.flush(as_it_stands=getattr(func, "__name__", "") not in _ENDS)
         with torch.set_grad_enabled(grad):
             found = func(*args, **kwargs)
+        if func is Tensor.__dlpack__:
+            let_others_see(args[0])
         self._since = time.perf_counter()
         return found
 
@@ -467,8 +469,7 @@ class Recorder(TorchFunctionMode):
         self.kinds.append(kind)
         self.leaves.append(leaves)
         if True in kind.writes:
-            written = zip(leaves, kind.writes, strict=True)
-            self._writes_integers |= any(not self._like_at(a).dtype.is_floating_point for a, w in written if w)
+            self._written.update(a for a, w in zip(leaves, kind.writes, strict=True) if w)
         if self.learns:
             self.lines.append(lines_of(sys._getframe(1)))
         if kind.grown is not None:
@@ -558,14 +559,12 @@ class Recorder(TorchFunctionMode):
         Raises:
             NeedsValueError: It can't wait.
         """
-        raises = kind.raises
-        for place, low, high, ignored in kind.ranges:
+        if kind.raises:
+            raise NeedsValueError("an error that depends on values")
+        for place, low, high, ignored in kind.takes:
             found = self._range_of(leaves[place], ignored)
-            if found is not None and not (low <= found[0] and found[1] < high):
-                raise NeedsValueError("an index out of range")
-            raises |= found is None
-        if raises and is_in_try(sys._getframe(2)):
-            raise NeedsValueError("an error that depends on values, in a try")
+            if found is None or not (low <= found[0] and found[1] <= high):
+                raise NeedsValueError("an error that depends on values")
         if kind.draws:
             if not self._draws.are_current():
                 raise NeedsValueError("random numbers of another seed")
@@ -574,24 +573,44 @@ class Recorder(TorchFunctionMode):
             if True not in kind.tensors:
                 self._drawn += math.prod(known.shape) * known.dtype.itemsize
 
-    def _range_of(self, address: int, ignored: int | None) -> tuple[int, int] | None:
-        """Numbers between which an index lies; ``None``: nobody knows before it is computed."""
-        while address >= 0:
-            kind, leaves = self.kinds[address >> AT], self.leaves[address >> AT]
-            bases = [a for a, is_base in zip(leaves, kind.aliases, strict=True) if is_base]
-            if len(bases) != 1 or self._like_at(bases[0]).dtype != self._like_at(address).dtype:
+    def _range_of(self, address: int, ignored: int | None) -> tuple[float, float] | None:
+        """Numbers between which those of a tensor lie; ``None``: nobody knows before it is computed."""
+        written = {self._root_of(a) for a in self._written}
+        dtype = self._like_at(address).dtype
+        while address not in written:
+            if address < 0:
+                return self._range_of_given(~address, ignored, written)
+            kind = self.kinds[address >> AT]
+            if (found := kind.gives.get(address & LOW)) is not None:
+                return found
+            bases = [a for a, is_base in zip(self.leaves[address >> AT], kind.aliases, strict=True) if is_base]
+            if len(bases) != 1 or self._like_at(bases[0]).dtype != dtype:
                 return None
             address = bases[0]
-        key = ~address, ignored
-        if self._writes_integers:
+        return None
+
+    def _range_of_given(self, number: int, ignored: int | None, written: set[int]) -> tuple[float, float] | None:
+        """Those of a tensor from outside, if no call waits to change its memory."""
+        t, key = self.given[number], (number, ignored)
+        if any(a < 0 and memory_of(self.given[~a]) == memory_of(t) for a in written):
             return None
         if key not in self._ranges:
             self.records = False
             try:
-                self._ranges[key] = range_of(self.given[~address], ignored)
+                self._ranges[key] = range_of(t, ignored)
             finally:
                 self.records = True
         return self._ranges[key]
+
+    def _root_of(self, address: int) -> int:
+        """What a tensor is a view of, as far as that is known."""
+        while address >= 0:
+            aliases = zip(self.leaves[address >> AT], self.kinds[address >> AT].aliases, strict=True)
+            base = next((a for a, is_base in aliases if is_base), None)
+            if base is None:
+                break
+            address = base
+        return address
 
     def _like_at(self, address: int) -> Like:
         return self.likes[~address] if address < 0 else self.kinds[address >> AT].likes[address & LOW]

@@ -5,20 +5,17 @@ A recorded call runs later than the loop's. What others may do in between is loo
 - **Memory.** An array of NumPy or another process may write to a tensor's memory, or read it: see :func:`is_shared`. A
   call reads a copy of such memory, and writes to it at once.
 - **Random numbers.** A draw that waits keeps the generator's state: see :class:`Draws`.
-- **Errors.** A call whose error depends on values does not wait in a ``try``, nor with an index that is known to be out
-  of range: see :class:`MayRaise` and :func:`is_in_try`.
+- **Errors.** A call that raises an error for some values waits only if it is known to raise none, as one with an index
+  of the caller that is in range: see :class:`MayRaise`.
 
 The times at which others look, such as a fork or a thread that is woken, are in ``functions.py``: all runs before them.
 """
 
-import dis
-import functools
-import os
 from collections.abc import Callable, Sequence
-from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,6 +42,12 @@ def is_shared(t: Tensor) -> bool:
 
 
 _SMALL = 1 << 16
+
+
+def let_others_see(t: Tensor) -> None:
+    """Mark the memory of a tensor as ``t.numpy()`` does. PyTorch does not for DLPack, which shares it likewise."""
+    if t.device.type == "cpu" and t.layout is torch.strided:
+        torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage()).numpy()
 
 
 # ---- random numbers
@@ -100,49 +103,93 @@ def _generator_of(device: torch.device) -> Any:
 
 
 class Range(NamedTuple):
-    """A tensor of indices must be at least ``low`` and less than ``high``, or equal to ``ignored``."""
+    """The numbers that a tensor must hold, or does hold: from ``low`` to ``high``, and ``ignored``."""
 
-    indices: Tensor
-    low: int
-    high: int
+    of: Tensor
+    low: float
+    high: float
     ignored: int | None = None
 
 
 def _of_dim(args: Sequence[Any]) -> list[Range]:
     t, dim, index = args[:3]
-    return [Range(index, 0, t.shape[dim] if t.dim() else 1)]
+    return [Range(index, 0, (t.shape[dim] if t.dim() else 1) - 1)]
 
 
 def _of_list(args: Sequence[Any]) -> list[Range]:
     t, indices = args[:2]
-    if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
-        return [Range(i, 0, 0) for i in indices if i is not None and i.dtype not in (torch.bool, torch.uint8)]
-    return [Range(i, -t.shape[dim], t.shape[dim]) for dim, i in enumerate(indices) if i is not None]
+    masks = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)  # of several dimensions each
+    return [
+        Range(i, 0, -1) if masks else Range(i, -t.shape[dim], t.shape[dim] - 1)
+        for dim, i in enumerate(indices)
+        if i is not None and i.dtype not in (torch.bool, torch.uint8)
+    ]
 
 
 def _of_classes(args: Sequence[Any]) -> list[Range]:
     t, target, ignored = args[0], args[1], args[4]
-    return [Range(target, 0, t.shape[min(1, t.dim() - 1)], ignored)]
+    return [Range(target, 0, t.shape[min(1, t.dim() - 1)] - 1, ignored)]
 
 
-_INDEXED = {
+def _of_probabilities(args: Sequence[Any]) -> list[Range]:
+    return [Range(args[0], 0.0, 1.0)]
+
+
+_TAKE = {
     **dict.fromkeys(("gather", "scatter", "scatter_add", "scatter_reduce", "index_select", "index_add", "index_copy",
                      "index_fill"), _of_dim),
     **dict.fromkeys(("index", "index_put"), _of_list),
     **dict.fromkeys(("nll_loss_forward", "nll_loss2d_forward"), _of_classes),
-    "embedding": lambda args: [Range(args[1], 0, args[0].shape[0])],
-    "take": lambda args: [Range(args[1], -args[0].numel(), args[0].numel())],
+    "embedding": lambda args: [Range(args[1], 0, args[0].shape[0] - 1)],
+    "take": lambda args: [Range(args[1], -args[0].numel(), args[0].numel() - 1)],
+    "bernoulli": _of_probabilities,
+    "binary_cross_entropy": _of_probabilities,
 }  # fmt: skip
-"""Operators with an index among their arguments."""
+"""Operators that raise an error where an argument holds numbers out of a range."""
 
 _RAISE = {
-    "bernoulli", "binary_cross_entropy", "binomial", "embedding_bag", "multi_margin_loss",
-    "multilabel_margin_loss_forward", "multinomial", "normal", "one_hot", "poisson", "put", "repeat_interleave",
-    "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "lu_solve", "lu_unpack", "triangular_solve",
+    "binomial", "embedding_bag", "multi_margin_loss", "multilabel_margin_loss_forward", "multinomial", "normal",
+    "poisson", "put", "repeat_interleave", "_assert_async", "_assert_scalar", "lu_solve", "lu_unpack",
+    "triangular_solve",
 }  # fmt: skip
-"""Operators that raise errors for some values, beside those of linear algebra."""
+"""Operators that raise errors for other reasons, beside those of linear algebra."""
 
-_DIVIDE = {"div", "floor_divide", "remainder", "fmod", "divide"}
+_BY_NUMBERS = {("bernoulli", "float"), ("bernoulli", "p"), ("normal", ""), ("normal", "float_float")}
+"""Operators whose parameters are numbers here, which are checked at once."""
+
+_DIVIDE = {"div", "floor_divide", "remainder", "fmod"}
+"""Operators that raise an error for a whole number that is divided by zero."""
+
+
+def _place_in_dim(args: Sequence[Any], found: Any) -> list[Range]:
+    """The results are places in a dimension, or in all of a tensor."""
+    t = found[1] if isinstance(found, tuple | list) else found
+    return [Range(t, 0, args[0].numel() - 1 if len(args) < 2 or args[1] is None else args[0].shape[args[1]] - 1)]
+
+
+def _place_in_last(args: Sequence[Any], found: Any, at: int = 1) -> list[Range]:
+    dim = args[at] if len(args) > at else -1
+    return [Range(found[1], 0, args[0].shape[dim] - 1)]
+
+
+def _clamped(args: Sequence[Any], found: Any) -> list[Range]:
+    low, high = (*args[1:3], None, None)[:2]
+    return [] if low is None or high is None else [Range(found, low, high)]
+
+
+def _probability(args: Sequence[Any], found: Any) -> list[Range]:
+    return [Range(found, 0.0, 1.0)]
+
+
+_GIVE = {
+    **dict.fromkeys(("argmax", "argmin"), _place_in_dim),
+    **dict.fromkeys(("max.dim", "min.dim"), _place_in_dim),
+    "sort": _place_in_last,
+    "topk": lambda args, found: _place_in_last(args, found, 2),
+    "clamp": _clamped,
+    **dict.fromkeys(("sigmoid", "_softmax", "rand", "bernoulli"), _probability),
+}
+"""Operators whose results are numbers of a range."""
 
 
 class MayRaise(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -150,69 +197,49 @@ class MayRaise(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         draws: Whether random numbers are drawn.
-        raises: Whether an error depends on values.
-        ranges: Where it depends on an index alone, which index must be in which range.
+        raises: Whether an error depends on values in another way than by ranges.
+        takes: Which numbers arguments must hold.
+        gives: Which numbers results hold.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.draws = self.raises = False
-        self.ranges: list[Range] = []
+        self.takes: list[Range] = []
+        self.gives: list[Range] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.draws |= torch.Tag.nondeterministic_seeded in func.tags
-        name = func._schema.name.rpartition("::")[2].rstrip("_")
-        if name in _INDEXED:
-            self.ranges += _INDEXED[name](args)  # type: ignore[no-untyped-call]
+        name, variant = func._schema.name.rpartition("::")[2].rstrip("_"), func._overloadname
+        variant = "" if variant == "default" else variant
+        found = func(*args, **(kwargs or {}))
+        if (name, variant) in _BY_NUMBERS:
+            pass
+        elif name in _TAKE:
+            self.takes += _TAKE[name](args)
         elif name in _RAISE or "linalg" in name or "cholesky" in name:
             self.raises = True
         elif name in _DIVIDE:
-            self.raises |= not any(t.is_floating_point() or t.is_complex() for t in args if isinstance(t, Tensor))
-        return func(*args, **(kwargs or {}))
+            floats = any(t.is_floating_point() or t.is_complex() for t in args if isinstance(t, Tensor))
+            self.raises |= not floats and (isinstance(args[1], Tensor) or not args[1])
+        give = _GIVE.get(f"{name}.{variant}" if variant == "dim" else name)
+        if give is not None and not kwargs:
+            self.gives += give(args, found)
+        return found
+
+    def look_at(self, func: Any, args: Sequence[Any]) -> None:
+        """Look at a function that PyTorch spells in another way without values."""
+        if func is F.one_hot and len(args) > 1:
+            self.takes.append(Range(args[0], 0, args[1] - 1))
 
 
-def range_of(index: Tensor, ignored: int | None) -> tuple[int, int]:
-    """The least and the largest number of an index. On a GPU, where no error comes at a line, none."""
-    if index.device.type != "cpu":
+def range_of(t: Tensor, ignored: int | None) -> tuple[float, float]:
+    """The least and the largest number of a tensor; on a GPU, where no error comes at a line, those of an empty one."""
+    if t.device.type != "cpu":
         return 0, -1
     if ignored is not None:
-        index = index[index != ignored]
-    if not index.numel():
+        t = t[t != ignored]
+    if not t.numel():
         return 0, -1
-    low, high = torch.aminmax(index)
-    return int(low), int(high)
-
-
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_NOT_THE_PROGRAMS = tuple(os.path.join(folder, "") for folder in (_PACKAGE, os.path.dirname(torch.__file__)))
-
-
-def is_in_try(frame: FrameType | None) -> bool:
-    """Whether a line of the program that leads to this frame stands in a ``try``, which may catch an error of it."""
-    while frame is not None and frame.f_code.co_name != "run_recorded":
-        code = frame.f_code
-        is_the_programs = code.co_exceptiontable and not code.co_filename.startswith(_NOT_THE_PROGRAMS)
-        if is_the_programs and _is_tried(code, frame.f_lasti):
-            return True
-        frame = frame.f_back
-    return False
-
-
-@functools.lru_cache(4096)
-def _is_tried(code: CodeType, at: int) -> bool:
-    """Whether an instruction stands in a ``try``. A ``with`` counts as one if it may be that of ``suppress``."""
-    blocks = dis._parse_exception_table(code)  # type: ignore[attr-defined]
-    instructions = list(dis.get_instructions(code))
-    number = {instruction.offset: i for i, instruction in enumerate(instructions)}
-    seen: set[int] = set()
-    while block := next((b for b in blocks if b.start <= at < b.end and b.target not in seen), None):
-        handler = [i.opname for i in instructions[number[block.target] :][:2]]
-        is_with = handler[1:] == ["WITH_EXCEPT_START"]
-        if handler[0] == "PUSH_EXC_INFO" and (not is_with or not _MAY_CATCH.isdisjoint(code.co_names)):
-            return True
-        at = block.target  # the error goes on from there, to what is around this block
-        seen.add(at)
-    return False
-
-
-_MAY_CATCH = {"suppress", "raises", "ExitStack"}
+    low, high = torch.aminmax(t)
+    return low.item(), high.item()
