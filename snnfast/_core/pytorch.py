@@ -24,6 +24,7 @@ __all__ = [
     "is_eager_forced",
     "is_forward_mode",
     "is_transformed",
+    "is_transformed_tensor",
     "not_compiled_alone",
     "outside_of_vmap",
     "saved_tensors_are_hooked",
@@ -67,6 +68,10 @@ def _transforms() -> bool:
 def is_transformed() -> bool:
     """Whether forward mode or a transform of ``torch.func`` sees the calls, for which kernels have no rules."""
     return is_forward_mode() or _transforms()
+
+
+is_transformed_tensor: Callable[[Any], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+"""Whether a tensor is one inside of a transform of ``torch.func``, which has no memory of its own."""
 
 
 hooks_of_saved_tensors: Callable[[], Any] = functools.partial(torch._C._autograd._top_saved_tensors_default_hooks, True)

@@ -730,3 +730,35 @@ def test_numbers_and_shapes_that_change_leave_no_more_memory() -> None:
             gc.collect()
             marks.append(len(gc.get_objects()))
     assert marks[-1] - marks[0] < 0.1 * marks[0]
+
+
+# ---- what is known of tensors
+
+
+@pytest.mark.parametrize("write", ["add_", "setitem", "narrow"])
+def test_a_change_of_a_view_lets_all_of_its_base_require_a_gradient(write: str) -> None:
+    layer = snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> tuple[Tensor, bool]:
+        filled, mem, rec, held = torch.full((3, 2), 0.5, dtype=x.dtype), torch.zeros(2, dtype=x.dtype), [], None
+        for t in range(3):
+            mem = 0.9 * mem + x[t]
+            if write == "add_":
+                filled[t].add_(mem)
+            elif write == "setitem":
+                filled[t, :] = 0.5 + mem
+            else:
+                filled.narrow(0, t, 1).view(2).add_(mem)
+        for row in filled:
+            spk, held = layer(row, held)
+            rec.append(spk)
+        return torch.stack(rec), filled.requires_grad
+
+    compiled, x, found = snnfast.compile(loop, by="recording"), torch.rand(3, 2, dtype=torch.float64) + 0.3, []
+    for f in (loop, compiled, compiled):
+        x.requires_grad_()
+        spk, requires = f(x)
+        assert requires
+        found.append(torch.autograd.grad(spk.sum(), x)[0])
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])

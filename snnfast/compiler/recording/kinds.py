@@ -237,7 +237,7 @@ class Kinds(dict[Any, Kind]):
         kind.writes = tuple([v != _version(t) for v, t in zip(versions, fakes, strict=True)])
         kind.aliases = tuple([isinstance(t, Tensor) and storage_of(t) in returned for t in fakes])
         kind.peeks = not grad and any(kind.aliases)
-        seen.look_at(func, given)
+        seen.look_at(func, given, named)
         kind.draws, kind.raises = seen.draws, seen.raises
         memory = [storage_of(t) if isinstance(t, Tensor) else None for t in fakes]
         for t, *numbers in seen.takes:

@@ -19,6 +19,7 @@ from snnfast._core.backend import warn_once
 from snnfast._core.pytorch import (
     hooks_of_saved_tensors,
     is_forward_mode,
+    is_transformed_tensor,
     saved_tensors_are_hooked,
     transforms_are_active,
     unhooked,
@@ -509,12 +510,30 @@ class Recorder(TorchFunctionMode):
         return t
 
     def _grow(self, t: Any, like: Like) -> None:
-        """A tensor requires a gradient from now on: it was written to in place."""
+        """A tensor requires a gradient from now on: it was written to in place. So does all of which it is a view."""
         self._any_grown = True
+        address = t.later_address if type(t) is Later else ~self._numbers[id(t)]
+        root = self._viewed(address)
+        for made in self.made:
+            for other in made if type(made) is tuple else (made,):
+                if type(other) is Later and self._viewed(other.later_address) == root:
+                    other.later_like = other.later_like.but(requires_grad=True, is_leaf=False)
+        if root < 0:
+            self.likes[~root] = self.likes[~root].but(requires_grad=True, is_leaf=False)
         if type(t) is Later:
             t.later_like = like
         else:
-            self.likes[self._numbers[id(t)]] = like
+            self.likes[~address] = like
+
+    def _viewed(self, address: int) -> int:
+        """What a tensor is a view of, for autograd: not what it was detached from, nor what it peeks at."""
+        while address >= 0:
+            kind = self.kinds[address >> AT]
+            bases = [a for a, is_base in zip(self.leaves[address >> AT], kind.aliases, strict=True) if is_base]
+            if len(bases) != 1 or not kind.grad or getattr(kind.func, "__name__", "") in ("detach", "__get__"):
+                break
+            address = bases[0]
+        return address
 
     # ---- what waits must be seen until it runs
 
@@ -704,6 +723,8 @@ class Recorder(TorchFunctionMode):
 
     def _enter(self, t: Tensor) -> int:
         """Number a tensor from outside."""
+        if is_transformed_tensor(t):
+            raise NeedsValueError("a tensor of a transform of torch.func")
         is_dense = t.layout is torch.strided or (t.layout in LAYOUTS and t.dim() == 2)
         if not is_dense or t.is_quantized or t.is_nested:
             raise NeedsValueError("a tensor that is not dense")

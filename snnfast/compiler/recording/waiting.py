@@ -227,10 +227,11 @@ class MayRaise(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.gives += give(args, found)
         return found
 
-    def look_at(self, func: Any, args: Sequence[Any]) -> None:
+    def look_at(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Look at a function that PyTorch spells in another way without values."""
-        if func is F.one_hot and len(args) > 1:
-            self.takes.append(Range(args[0], 0, args[1] - 1))
+        if func is F.one_hot:
+            classes = args[1] if len(args) > 1 else kwargs["num_classes"]
+            self.takes.append(Range(args[0] if args else kwargs["input"], 0, classes - 1))
 
 
 def range_of(t: Tensor, ignored: int | None) -> tuple[float, float]:
