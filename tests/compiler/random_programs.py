@@ -893,8 +893,9 @@ ARRAY_FILLS = (
     "memoryview({a})[0] = 0.5 * {k}",
 )  # fmt: skip
 WITH_ARRAYS = (
-    "{v} + {m}", "{v} * (0.5 * {m})", "{v} - 0.5 * {m}", "torch.where({m} > 0.5, {v}, {m})", "{m} * 2 + {v}", "{v}.add({m})",
-    "torch.stack(({v}, {m}.expand_as({v}))).sum(0)", "{v} * (1 + {m}[0])",
+    # Not a product with it: autograd would save it, and see what the array holds in the backward pass.
+    "{v} + {m}", "{v} * (0.5 * {m})", "{v} - 0.5 * {m}", "torch.where({m} > 0.5, {v}, {m})", "{m} * 2 + {v}",
+    "{v}.add({m})", "torch.stack(({v}, {m}.expand_as({v}))).sum(0)", "{v} * (1 + {m}[0])",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Some of the random loops that ``tests/compiler/loop_fuzz.py`` draws by the thousand."""
 
+import sys
 import time
 import warnings
 from collections import Counter
@@ -13,12 +14,13 @@ from callables import function
 from helpers import THOROUGH
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from internals import BACKEND
+from internals import BACKEND, Form, Kinds, Recorder
 from loop_fuzz import having, main, wrong
 from random_programs import BESIDE, KINDS, PARTS, PIECES, Program, name_of
 from running import LEFT_OUT, OUTCOMES, SETTINGS, outcome, with_settings
 
 from snnfast.compiler.passes import unstack
+from snnfast.compiler.recording import functions, waiting
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
 PROGRAMS, CHUNK = 500 if THOROUGH else 20, 20
@@ -188,36 +190,71 @@ def test_a_first_call_that_takes_too_long_is_wrong(how: str, monkeypatch: pytest
 # ---- planted faults that statements are there to find
 
 
-def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is planted: the recorder has no rule yet that could be switched off."""
+def _waits_at(*names: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """Calls wait where functions of these names are called."""
+    rest = tuple(entry for entry in functions._RUN_FIRST if entry[1] not in names)
+    assert len(rest) < len(functions._RUN_FIRST)
+    return lambda monkeypatch: monkeypatch.setattr(functions, "_RUN_FIRST", rest)
 
 
-def erases_calls_with_effects(monkeypatch: pytest.MonkeyPatch) -> None:
+def _replaced(where: Any, name: str, function: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda monkeypatch: monkeypatch.setattr(where, name, function)
+
+
+def _draws_whenever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting.Draws, "wait", lambda self, device: None)
+    monkeypatch.setattr(
+        functions._Generator, "__getattr__", lambda self, name: getattr(torch._C.default_generator, name)
+    )
+
+
+def _expects_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, empty in (("_TAKE", {}), ("_RAISE", set()), ("_DIVIDE", set())):
+        monkeypatch.setattr(waiting, name, empty)
+    monkeypatch.setattr(waiting.MayRaise, "look_at", lambda *args: None)
+
+
+def _sees_no_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("recording.calls", "choice"):
+        monkeypatch.setattr(f"snnfast.compiler.{module}.function_modes_see", lambda: False)
+
+
+def _reads_when_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def applied(self: Any, cls: Any, objects: Any) -> Any:
+        return self._functions.setdefault((cls, objects), functions.Applied(cls, objects))
+
+    monkeypatch.setattr(Kinds, "applied", applied)
+    monkeypatch.setattr(functions.Applied, "is_current", lambda self: True)
+
+
+def _erases_calls_with_effects(monkeypatch: pytest.MonkeyPatch) -> None:
     def erase(node: torch.fx.Node) -> None:
         if not node.users:
             node.graph.erase_node(node)
 
-    monkeypatch.setattr(unstack, "erase_unread", erase, raising=False)
+    monkeypatch.setattr(unstack, "erase_unread", erase)
 
+
+_RECORDER: Any = sys.modules[Recorder.__module__]
 
 # By the names of the statements beside calls of PyTorch: what brings the fault back that they have been written for.
 PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "numpy memory": as_it_is,
-    "array view": as_it_is,
-    "forked": as_it_is,
-    "threads": as_it_is,
-    "default dtype": as_it_is,
-    "function mode": as_it_is,
-    "forward mode": as_it_is,
-    "inference state": as_it_is,
-    "seeds": as_it_is,
-    "numbers of objects": as_it_is,
-    "join into buffer": erases_calls_with_effects,
-    "weak references": as_it_is,
-    "marks": as_it_is,
-    "errors inside": as_it_is,
-    "errors outside": as_it_is,
-    "made parameter": as_it_is,
+    "numpy memory": _replaced(_RECORDER, "is_shared", lambda t: False),
+    "array view": _replaced(_RECORDER, "is_shared", lambda t: False),
+    "forked": _replaced(Recorder, "settle", lambda self: None),
+    "threads": _waits_at("notify", "wait", "start", "submit"),
+    "default dtype": _waits_at("_set_default_dtype", "_set_default_tensor_type"),
+    "function mode": _sees_no_mode,
+    "forward mode": _waits_at("enter_dual_level", "exit_dual_level"),
+    "inference state": _replaced(sys.modules[Form.__module__], "out_of_inference", lambda t: t),
+    "seeds": _draws_whenever,
+    "numbers of objects": _reads_when_it_runs,
+    "join into buffer": _erases_calls_with_effects,
+    "weak references": _replaced(_RECORDER, "_is_forgotten", lambda t: True),
+    "marks": _replaced(_RECORDER, "_is_forgotten", lambda t: True),
+    "errors inside": _expects_no_error,
+    "errors outside": _expects_no_error,
+    "made parameter": _waits_at("__new__"),
 }
 ENOUGH, QUICK = 300, ("array view", "errors inside")
 

@@ -740,7 +740,12 @@ def test_a_change_of_a_view_lets_all_of_its_base_require_a_gradient(write: str) 
     layer = snnfast.Leaky(beta=0.9)
 
     def loop(x: Tensor) -> tuple[Tensor, bool]:
-        filled, mem, rec, held = torch.full((3, 2), 0.5, dtype=x.dtype), torch.zeros(2, dtype=x.dtype), [], None
+        filled, mem, rec, held = (
+            torch.full((3, 2), 0.5, dtype=x.dtype),
+            torch.zeros(2, dtype=x.dtype),
+            [],
+            layer.reset_mem(),
+        )
         for t in range(3):
             mem = 0.9 * mem + x[t]
             if write == "add_":
