@@ -20,6 +20,7 @@ from snnfast.compiler.calls import (
     is_pointwise,
     is_whole,
     module_of,
+    name_of,
     run_call,
     signature_of,
     site_of,
@@ -52,6 +53,7 @@ def take_in_first(program: Program, row: Row, is_free: Callable[[Node], bool]) -
     for statement, found in of_body.items():
         same = [n for n, v in of_calls.items() if v == found and n in peeled and n not in members and is_free(n)]
         same = [n for n in same if signature_of(n) == signature_of(program.samples[statement])]
+        same = [n for n in same if _cuts(n) == _cuts(statement.node)]
         if statement not in row and found is not None and same:
             row[statement] = same[0]
             members.add(same[0])
@@ -72,13 +74,26 @@ def _first_states(
     states = program.states
     starts = (s for s in itertools.product(choices, repeat=len(states)) if _one_each([a.statement for a in states], s))
     wanted = [*row.items(), *((a.statement, a.first[0]) for a in states)]
+    # A gradient is no part of a value: where the loop detaches a state from some step on, the first step must not.
+    if any(_cuts(s.node) != _cuts(n) for s, n in wanted if isinstance(n, Node)):
+        return None
+    cut = [program.args[s][0] for s in program.statements if _cuts(s.node) and s not in row]
+    if not all(isinstance(a, Of) and a in states for a in cut):
+        return None
     first = _FirstStep.of(program, series, peeled, others)
     if first is None:
         return None
     for start in itertools.islice(starts, _STARTS):
+        if cut and any(isinstance(a, Node) for a in start):
+            continue
         if all(first.are_equal(s, n, start) for s, n in wanted):
             return start, *first.values(start)
     return None
+
+
+def _cuts(node: Node) -> bool:
+    """Whether a call cuts its result from the graph of autograd."""
+    return name_of(node.target) == "detach"
 
 
 def _one_each(statements: Sequence[Statement], start: Sequence[Any]) -> bool:

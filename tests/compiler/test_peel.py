@@ -161,3 +161,25 @@ def test_a_chain_of_calls_before_a_loop_may_be_of_any_length() -> None:
     torch.testing.assert_close(snnfast.compile(loop, by="recording")(x), loop(x))
     (report,) = snnfast.explain(loop, x, by="recording").graphs
     assert any("one recurrence" in line for line in report.merged)
+
+
+@pytest.mark.parametrize("begins", [1, 2, 3])
+def test_a_state_that_is_detached_from_some_step_on_has_the_gradient_of_the_steps_before(begins: int) -> None:
+    def loop(x: Tensor) -> Tensor:
+        mem: Any = 0
+        rec = []
+        for t in range(len(x)):
+            if t >= begins:
+                mem = mem.detach()
+            mem = 0.5 * mem + x[t]
+            spk = (mem - 1 > 0).to(mem.dtype)
+            mem = mem.masked_fill(spk > 0, 0.5)
+            rec.append(mem)
+        return torch.stack(rec)
+
+    x = (torch.rand(6, 3, 2, dtype=torch.float64) * 1.5).requires_grad_()
+    wanted = torch.autograd.grad(loop(x).square().sum(), x)[0]
+    for by in ("recording", "tracing"):
+        compiled = snnfast.compile(loop, by=by)
+        for _ in range(2):
+            torch.testing.assert_close(torch.autograd.grad(compiled(x).square().sum(), x)[0], wanted)
