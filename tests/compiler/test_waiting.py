@@ -642,6 +642,21 @@ def test_whole_numbers_that_a_call_is_known_to_give_need_no_check() -> None:
     assert "scatter" in str(snnfast.explain(loop, x))
 
 
+def test_an_error_of_values_comes_in_its_try_in_inference_mode() -> None:
+    def guarded(x: Tensor) -> tuple[Tensor, list[int]]:
+        mem, bad = torch.zeros(3), []
+        for t in range(len(x)):
+            mem = 0.9 * mem + x[t]
+            try:
+                mem = mem + F.cross_entropy(mem[None], LABELS[t][None])
+            except IndexError:
+                bad.append(t)
+        return mem, bad
+
+    with torch.inference_mode():
+        assert_same(guarded, torch.ones(5, 3))
+
+
 def test_an_index_that_the_loop_changes_is_checked_where_it_is_read() -> None:
     def loop(x: Tensor, i: Tensor) -> tuple[Tensor, list[int]]:
         mem, bad = torch.zeros(3), []

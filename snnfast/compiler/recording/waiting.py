@@ -127,8 +127,10 @@ def _of_list(args: Sequence[Any]) -> list[Range]:
 
 
 def _of_classes(args: Sequence[Any]) -> list[Range]:
-    t, target, ignored = args[0], args[1], args[4]
-    return [Range(target, 0, t.shape[min(1, t.dim() - 1)] - 1, ignored)]
+    t, target = args[:2]
+    if target.is_floating_point():
+        return []
+    return [Range(target, 0, t.shape[min(1, t.dim() - 1)] - 1, args[4] if len(args) > 4 else -100)]
 
 
 def _of_probabilities(args: Sequence[Any]) -> list[Range]:
@@ -139,7 +141,8 @@ _TAKE = {
     **dict.fromkeys(("gather", "scatter", "scatter_add", "scatter_reduce", "index_select", "index_add", "index_copy",
                      "index_fill"), _of_dim),
     **dict.fromkeys(("index", "index_put"), _of_list),
-    **dict.fromkeys(("nll_loss_forward", "nll_loss2d_forward"), _of_classes),
+    # Autograd spells a loss by another operator, but for tensors of inference mode.
+    **dict.fromkeys(("nll_loss_forward", "nll_loss2d_forward", "nll_loss_nd", "cross_entropy_loss"), _of_classes),
     "embedding": lambda args: [Range(args[1], 0, args[0].shape[0] - 1)],
     "take": lambda args: [Range(args[1], -args[0].numel(), args[0].numel() - 1)],
     "bernoulli": _of_probabilities,
@@ -149,7 +152,7 @@ _TAKE = {
 
 _RAISE = {
     "binomial", "embedding_bag", "multi_margin_loss", "multilabel_margin_loss_forward", "multinomial", "normal",
-    "poisson", "put", "repeat_interleave", "_assert_async", "_assert_scalar", "lu_solve", "lu_unpack",
+    "poisson", "put", "repeat_interleave", "take_along_dim", "_assert_async", "_assert_scalar", "lu_solve", "lu_unpack",
     "triangular_solve",
 }  # fmt: skip
 """Operators that raise errors for other reasons, beside those of linear algebra."""
