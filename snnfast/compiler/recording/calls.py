@@ -316,11 +316,12 @@ class _State:
     """
 
     def __init__(self, recorder: Recorder) -> None:
-        written: dict[int, None] = {}
-        for kind, leaves in zip(recorder.kinds, recorder.leaves, strict=True):
-            if True in kind.writes:
-                written.update({~a: None for a, w in zip(leaves, kind.writes, strict=True) if w and a < 0})
-        raises = not all(kind.waits_freely for kind in set(recorder.kinds))
+        kinds, written = set(recorder.kinds), dict[int, None]()
+        if any(kind.changes for kind in kinds):
+            for kind, leaves in zip(recorder.kinds, recorder.leaves, strict=True):
+                if kind.changes:
+                    written.update({~a: None for a, w in zip(leaves, kind.writes, strict=True) if w and a < 0})
+        raises = not all(kind.waits for kind in kinds)
         given = [recorder.given[n] for n in written]
         # A copy is made where an error may come at all.
         self._written = [(t, t._version, t.detach().clone() if raises else None) for t in given if not t.is_inference()]

@@ -175,7 +175,8 @@ class _Hook:
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
-        self._begins: list[tuple[Any, str, Any]] = []
+        self._places: list[tuple[Any, str, Any, Any, Any]] = []
+        self._others: set[str] = set()
         self._dynamo: Any = None
         self._stance: Any = None
 
@@ -188,14 +189,26 @@ class _Hook:
                 self._dynamo = sys.modules.get("torch._dynamo.eval_frame")
                 if self._dynamo is not None:
                     self._stance = self._dynamo._stance = _Stance(self._dynamo._stance)
-                for module, name, as_it_stands in _run_first():
-                    function = getattr(module, name)
-                    held = vars(module).get(name, function)
-                    self._begins.append((module, name, held))
-                    flushed = _flushed(getattr(function, "__func__", function), as_it_stands)
-                    setattr(module, name, staticmethod(flushed) if isinstance(held, staticmethod) else flushed)
-                self._begins.append((torch.random, "default_generator", torch._C.default_generator))
-                vars(torch.random)["default_generator"] = _Generator()
+                if (
+                    not self._places
+                    or len(self._others) != len(sys.modules.keys() & _PROCESSES)
+                    or any(getattr(place, name) is not function for place, name, function, *_ in self._places)
+                ):
+                    self._look_up_places()
+                for place, name, _, _, flushed in self._places:
+                    setattr(place, name, flushed)
+                vars(torch.random)["default_generator"] = _generator
+
+    def _look_up_places(self) -> None:
+        """Find the functions that run what was recorded first, as they are now: the program may replace them."""
+        self._others = sys.modules.keys() & _PROCESSES
+        self._places.clear()
+        for place, name, as_it_stands in _run_first():
+            function = getattr(place, name)
+            held = vars(place).get(name, function)
+            flushed: Any = _flushed(getattr(function, "__func__", function), as_it_stands)
+            flushed = staticmethod(flushed) if isinstance(held, staticmethod) else flushed
+            self._places.append((place, name, function, held, flushed))
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -204,9 +217,9 @@ class _Hook:
                 del FunctionMeta.__getattribute__
                 if self._dynamo is not None and self._dynamo._stance is self._stance:  # or the program has set another
                     self._dynamo._stance = self._stance.usual
-                for module, name, begin in self._begins:
-                    setattr(module, name, begin)
-                self._begins.clear()
+                for place, name, _, held, _ in self._places:
+                    setattr(place, name, held)
+                vars(torch.random)["default_generator"] = torch._C.default_generator
 
 
 _RUN_FIRST = (
@@ -253,6 +266,8 @@ _BETWEEN_PROCESSES = (
 )
 """Where another process is told something, or tells something."""
 
+_PROCESSES = {module for module, _, _ in _BETWEEN_PROCESSES}
+
 
 def _run_first() -> Iterator[tuple[Any, str, bool]]:
     yield from _RUN_FIRST
@@ -269,6 +284,9 @@ class _Generator:
         if recorder is not None:
             recorder.flush()
         return getattr(torch._C.default_generator, name)
+
+
+_generator = _Generator()
 
 
 def _before_fork() -> None:

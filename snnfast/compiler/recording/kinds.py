@@ -60,6 +60,7 @@ class Kind:
         kwargs: The named ones.
         tensors: Of each leaf, whether it is a tensor.
         writes: Of each leaf, whether it is changed in place.
+        changes: Whether any is.
         aliases: Of each leaf, whether a result shares its memory.
         likes: The tensors that it returns.
         only: The tensor that it returns, if to record the call is to return it.
@@ -72,14 +73,15 @@ class Kind:
         draws: Whether it draws random numbers.
         peeks: Whether it is a view that is made without gradients of a tensor that may require one.
         raises: Whether an error depends on values in another way than by ``takes``.
+        waits: Whether nothing of ``draws``, ``raises`` and ``takes`` keeps it from waiting.
         takes: Leaves that must hold numbers of a range: the leaf, the least and the largest number, and another one
             that it may hold.
         gives: Of results that hold numbers of a range, these.
     """
 
     __slots__ = (
-        "aliases", "args", "container", "direct", "draws", "func", "gives", "grad", "grown", "kwargs", "leaves",
-        "likes", "modes", "only", "peeks", "raises", "same", "spec", "takes", "tensors", "writes",
+        "aliases", "args", "changes", "container", "direct", "draws", "func", "gives", "grad", "grown", "kwargs",
+        "leaves", "likes", "modes", "only", "peeks", "raises", "same", "spec", "takes", "tensors", "waits", "writes",
     )  # fmt: skip
 
     def __init__(self, func: Any = None, grad: bool = True, modes: Any = None) -> None:
@@ -96,7 +98,8 @@ class Kind:
         self.container: Any = None
         self.grown: Like | None = None
         self.only: Like | None = None
-        self.direct = self.peeks = self.draws = self.raises = False
+        self.direct = self.peeks = self.draws = self.raises = self.changes = False
+        self.waits = True
         self.takes: tuple[tuple[int, float, float, int | None], ...] = ()
         self.gives: dict[int, tuple[float, float]] = {}
 
@@ -105,11 +108,6 @@ class Kind:
         if self.spec is None:
             return [found] if self.likes else []
         return [t for t, c in zip(pytree.tree_leaves(found), self.leaves, strict=True) if c is Hole]
-
-    @property
-    def waits_freely(self) -> bool:
-        """Whether nothing that it does can be seen before it runs."""
-        return not (self.draws or self.raises or self.takes)
 
     @property
     def places(self) -> list[int]:
@@ -235,6 +233,7 @@ class Kinds(dict[Any, Kind]):
             _check_is_plain(t)
         returned = {storage_of(t) for t in tensors_in(found)}
         kind.writes = tuple([v != _version(t) for v, t in zip(versions, fakes, strict=True)])
+        kind.changes = True in kind.writes
         kind.aliases = tuple([isinstance(t, Tensor) and storage_of(t) in returned for t in fakes])
         kind.peeks = not grad and any(kind.aliases)
         seen.look_at(func, given, named)
@@ -245,6 +244,7 @@ class Kinds(dict[Any, Kind]):
                 kind.takes += ((memory.index(at), *numbers),)
             else:
                 kind.raises = True  # an index that the function computes
+        kind.waits = not (kind.draws or kind.raises or kind.takes)
         memory = [storage_of(t) for t in tensors_in(found)]
         for t, low, high, _ in seen.gives:
             if (at := storage_of(t)) in memory:
@@ -263,7 +263,7 @@ class Kinds(dict[Any, Kind]):
                 if t is not given[0] or now.but(requires_grad=like.requires_grad, is_leaf=like.is_leaf) != like:
                     raise NeedsValueError(f"{getattr(func, '__name__', func)} changes what is known of a tensor")
                 kind.grown = now
-        if kind.likes and kind.spec is None and kind.grown is None and not kind.peeks and kind.waits_freely:
+        if kind.likes and kind.spec is None and kind.grown is None and not kind.peeks and kind.waits:
             kind.only = kind.likes[0]
         return kind
 

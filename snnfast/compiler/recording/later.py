@@ -1,6 +1,5 @@
 """Tensors whose values are not computed yet."""
 
-import weakref
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,7 +17,7 @@ LOW = (1 << AT) - 1
 _make = Tensor._make_wrapper_subclass
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Like:
     """A tensor without its values, as far as it is known. There is one object for all that are equal.
 
@@ -47,13 +46,19 @@ class Like:
         return like(*(others.get(f.name, getattr(self, f.name)) for f in fields(self)))
 
 
-_likes: weakref.WeakValueDictionary[Any, Like] = weakref.WeakValueDictionary()
+_likes: dict[Any, Like] = {}
+_MOST = 10_000
+"""So many are known at a time. What is known by one that was forgotten is found again."""
 
 
 def like(*known: Any) -> Like:
     """The one :class:`Like` of this shape, and so on."""
     found = _likes.get(known)
-    return _likes.setdefault(known, Like(*known)) if found is None else found
+    if found is None:
+        if len(_likes) >= _MOST:
+            _likes.clear()
+        found = _likes.setdefault(known, Like(*known))
+    return found
 
 
 class Later(Tensor):

@@ -402,7 +402,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if self._shared and self._is_view_of_shared(kind, leaves):
             return func(*args, **kwargs)
-        if not kind.waits_freely:
+        if not kind.waits:
             self._check(kind, leaves)
         return self._made(kind, tuple(leaves), args, kwargs)
 
@@ -469,7 +469,7 @@ class Recorder(TorchFunctionMode):
         number = len(self.kinds)
         self.kinds.append(kind)
         self.leaves.append(leaves)
-        if True in kind.writes:
+        if kind.changes:
             self._written.update(a for a, w in zip(leaves, kind.writes, strict=True) if w)
         if self.learns:
             self.lines.append(lines_of(sys._getframe(1)))
@@ -500,8 +500,8 @@ class Recorder(TorchFunctionMode):
     def _later(self, like: Like, address: int) -> Later:
         spare = self._spare.get(like)
         if not spare and len(self.made) - self._swept >= _SWEEP:
-            self._keep_spare(self._swept)
-            self._swept, spare = len(self.made), self._spare.get(like)
+            self._sweep()
+            spare = self._spare.get(like)
         try:
             t = spare.pop()  # type: ignore[union-attr]
         except (AttributeError, IndexError):  # there is none, or another thread has taken it
@@ -789,26 +789,36 @@ class Recorder(TorchFunctionMode):
         """Whether all calls that the function has made are in the record."""
         return self.is_over and not self.calls
 
-    def _keep_spare(self, start: int = 0) -> None:
+    def _keep_spare(self) -> None:
         """Keep results that nobody holds for later calls: to make one takes a microsecond."""
-        count, spare, all_made = sys.getrefcount, self._spare, self.made
+        count, references, most, spare = sys.getrefcount, weakref.getweakrefcount, _MOST_OF_A_SHAPE, self._spare
         if len(spare) > _MOST_SPARE:
             spare.clear()
-        for number in range(start, len(all_made)):
-            made = all_made[number]
+        for number in range(self._swept, len(self.made)):
+            made = self.made[number]
             if type(made) is tuple:
-                free = [
-                    type(made[i]) is Later and count(made[i]) == _IN_A_TUPLE and _is_forgotten(made[i])
-                    for i in range(len(made))
-                ]
-                if True in free:
-                    all_made[number] = tuple([None if is_free else t for t, is_free in zip(made, free, strict=True)])
-                    for i in range(len(made)):
-                        if free[i]:
-                            _append(spare.setdefault(made[i].later_like, []), made[i])
-            elif type(made) is Later and count(made) == _IN_THE_LIST and _is_forgotten(made):
-                all_made[number] = None
-                _append(spare.setdefault(made.later_like, []), made)
+                for i in range(len(made)):
+                    if type(made[i]) is Later and count(made[i]) == _IN_A_TUPLE and not references(made[i]):
+                        pool = spare.setdefault(made[i].later_like, [])
+                        if len(pool) < most and not is_marked(made[i]):
+                            pool.append(made[i])
+            elif type(made) is Later and count(made) == _IN_THE_LIST and not references(made):
+                pool = spare.setdefault(made.later_like, [])
+                if len(pool) < most and not is_marked(made):
+                    pool.append(made)
+
+    def _sweep(self) -> None:
+        """Let results that nobody holds be used again before the end of a long loop."""
+        before = self._swept
+        self._keep_spare()
+        self._swept = len(self.made)
+        kept = {id(t) for pool in self._spare.values() for t in pool}
+        for number in range(before, self._swept):
+            made = self.made[number]
+            if type(made) is tuple:
+                self.made[number] = tuple([None if id(t) in kept else t for t in made])
+            elif id(made) in kept:
+                self.made[number] = None
 
     def _tell_failure(self) -> None:
         """Tell of a graph that has failed where the loop has not."""
@@ -910,16 +920,6 @@ def _run_elsewhere(t: Later) -> None:
     t.later_recorder.flush()
     if type(t) is Later:
         raise RuntimeError("a tensor of a compiled function that another thread runs now was read")
-
-
-def _is_forgotten(t: Later) -> bool:
-    """Whether a result that nobody holds has no attributes, and no weak references to it, either."""
-    return not is_marked(t) and not weakref.getweakrefcount(t)
-
-
-def _append(spare: list[Later], t: Later) -> None:
-    if len(spare) < _MOST_OF_A_SHAPE:
-        spare.append(t)
 
 
 def _bytes_of(t: Tensor) -> int:
