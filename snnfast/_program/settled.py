@@ -97,7 +97,7 @@ def holds_state(module: str | None) -> bool:
 
 
 def setting(function: Any) -> tuple[Any, ...] | None:
-    """What a function of PyTorch or NumPy without arguments returns now; ``()``: it returns no setting.
+    """The result of a function of PyTorch or NumPy without arguments now; ``()``: it returns no setting.
 
     Returns ``None`` if it returns a setting that is not known.
     """

@@ -68,7 +68,7 @@ def _random_state(devices: Sequence[int]) -> list[Tensor]:
 
 
 def _wrong_write(before: Tensor, wanted: Tensor, found: Tensor) -> str:
-    """What is wrong with a tensor that the call was given, after it."""
+    """The fault of a tensor that the call was given, after it."""
     before = _comparable(before)
     if _is_same(before, wanted):
         return "" if _is_same(before, found) else "the loop does not write to it"

@@ -309,7 +309,7 @@ def may_record() -> bool:
 
 
 class _State:
-    """What a graph that fails may have changed: tensors from outside, and the generator of random numbers.
+    """The things that a graph that fails may have changed: tensors from outside, and the generator of random numbers.
 
     Args:
         recorder: The record of its calls.

@@ -526,7 +526,7 @@ class Recorder(TorchFunctionMode):
             self.likes[~address] = like
 
     def _viewed(self, address: int) -> int:
-        """What a tensor is a view of, for autograd: not what it was detached from, nor what it peeks at."""
+        """The tensor that one is a view of, for autograd: not what it was detached from, nor what it peeks at."""
         while address >= 0:
             kind = self.kinds[address >> AT]
             bases = [a for a, is_base in zip(self.leaves[address >> AT], kind.aliases, strict=True) if is_base]
@@ -609,7 +609,7 @@ class Recorder(TorchFunctionMode):
         return None
 
     def _range_of_given(self, number: int, ignored: int | None, written: set[int]) -> tuple[float, float] | None:
-        """Those of a tensor from outside, if no call waits to change its memory."""
+        """The range of a tensor from outside, if no call waits to change its memory."""
         t, key = self.given[number], (number, ignored)
         if any(a < 0 and memory_of(self.given[~a]) == memory_of(t) for a in written):
             return None
@@ -622,7 +622,7 @@ class Recorder(TorchFunctionMode):
         return self._ranges[key]
 
     def _root_of(self, address: int) -> int:
-        """What a tensor is a view of, as far as that is known."""
+        """The tensor that one is a view of, as far as that is known."""
         while address >= 0:
             aliases = zip(self.leaves[address >> AT], self.kinds[address >> AT].aliases, strict=True)
             base = next((a for a, is_base in aliases if is_base), None)
@@ -896,7 +896,7 @@ class Recorder(TorchFunctionMode):
 
 
 class Failed:
-    """What stands in the place of the recorder of a result that was not computed, because a call before it failed.
+    """A stand-in for the recorder of a result that was not computed, because a call before it failed.
 
     Args:
         error: The error.

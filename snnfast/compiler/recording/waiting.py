@@ -1,4 +1,4 @@
-"""What may wait: a call may only if all that it reads and writes is seen until it runs.
+"""The rule of waiting: a call may only if all that it reads and writes is seen until it runs.
 
 A recorded call runs later than the loop's. What others may do in between is looked for here, and nowhere else:
 
