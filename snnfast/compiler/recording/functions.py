@@ -175,7 +175,7 @@ class _Hook:
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
-        self._places: list[tuple[Any, str, Any, Any, Any]] = []
+        self._patched: list[tuple[Any, str, Any, Any, Any]] = []
         self._others: set[str] = set()
         self._dynamo: Any = None
         self._stance: Any = None
@@ -190,25 +190,25 @@ class _Hook:
                 if self._dynamo is not None:
                     self._stance = self._dynamo._stance = _Stance(self._dynamo._stance)
                 if (
-                    not self._places
+                    not self._patched
                     or len(self._others) != len(sys.modules.keys() & _PROCESSES)
-                    or any(getattr(place, name) is not function for place, name, function, *_ in self._places)
+                    or any(getattr(place, name) is not function for place, name, function, *_ in self._patched)
                 ):
-                    self._look_up_places()
-                for place, name, _, _, flushed in self._places:
+                    self._look_up()
+                for place, name, _, _, flushed in self._patched:
                     setattr(place, name, flushed)
                 vars(torch.random)["default_generator"] = _generator
 
-    def _look_up_places(self) -> None:
+    def _look_up(self) -> None:
         """Find the functions that run what was recorded first, as they are now: the program may replace them."""
         self._others = sys.modules.keys() & _PROCESSES
-        self._places.clear()
+        self._patched.clear()
         for place, name, as_it_stands in _run_first():
             function = getattr(place, name)
             held = vars(place).get(name, function)
             flushed: Any = _flushed(getattr(function, "__func__", function), as_it_stands)
             flushed = staticmethod(flushed) if isinstance(held, staticmethod) else flushed
-            self._places.append((place, name, function, held, flushed))
+            self._patched.append((place, name, function, held, flushed))
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -217,7 +217,7 @@ class _Hook:
                 del FunctionMeta.__getattribute__
                 if self._dynamo is not None and self._dynamo._stance is self._stance:  # or the program has set another
                     self._dynamo._stance = self._stance.usual
-                for place, name, _, held, _ in self._places:
+                for place, name, _, held, _ in self._patched:
                     setattr(place, name, held)
                 vars(torch.random)["default_generator"] = torch._C.default_generator
 

@@ -23,6 +23,7 @@ from snnfast._core.pytorch import (
     saved_tensors_are_hooked,
     transforms_are_active,
     unhooked,
+    unrecorded,
 )
 from snnfast._unroll import node, state_gradients
 from snnfast.compiler.calls import as_leaf
@@ -525,14 +526,27 @@ class Recorder(TorchFunctionMode):
         else:
             self.likes[~address] = like
 
+    def _base_of(self, address: int) -> int | None:
+        """The tensor that a result is a view of; ``None``: it is none, or that is not known."""
+        if address < 0:
+            return None
+        aliases = zip(self.leaves[address >> AT], self.kinds[address >> AT].aliases, strict=True)
+        bases = [a for a, is_base in aliases if is_base]
+        return bases[0] if len(bases) == 1 else None
+
     def _viewed(self, address: int) -> int:
         """The tensor that one is a view of, for autograd: not what it was detached from, nor what it peeks at."""
-        while address >= 0:
+        while (base := self._base_of(address)) is not None:
             kind = self.kinds[address >> AT]
-            bases = [a for a, is_base in zip(self.leaves[address >> AT], kind.aliases, strict=True) if is_base]
-            if len(bases) != 1 or not kind.grad or getattr(kind.func, "__name__", "") in ("detach", "__get__"):
+            if not kind.grad or getattr(kind.func, "__name__", "") in ("detach", "__get__"):
                 break
-            address = bases[0]
+            address = base
+        return address
+
+    def _root_of(self, address: int) -> int:
+        """The tensor that one is a view of, whose memory it has."""
+        while (base := self._base_of(address)) is not None:
+            address = base
         return address
 
     # ---- what waits must be seen until it runs
@@ -556,8 +570,7 @@ class Recorder(TorchFunctionMode):
             if any(kind.writes) or any(is_tensor and a >= 0 for a, is_tensor in zip(leaves, kind.tensors, strict=True)):
                 raise NeedsValueError("memory that others see is changed, such as that of an array of NumPy")
             return True
-        self.records = False
-        try:
+        with unrecorded():
             for i in places:
                 number = ~leaves[i]
                 t = shared[number]
@@ -568,8 +581,6 @@ class Recorder(TorchFunctionMode):
                 with torch.set_grad_enabled(t.requires_grad):
                     self.given[number] = t.clone()
                 self._copies[id(t)] = t, number
-        finally:
-            self.records = True
         return False
 
     def _check(self, kind: Kind, leaves: list[Any]) -> None:
@@ -599,13 +610,11 @@ class Recorder(TorchFunctionMode):
         while address not in written:
             if address < 0:
                 return self._range_of_given(~address, ignored, written)
-            kind = self.kinds[address >> AT]
-            if (found := kind.gives.get(address & LOW)) is not None:
+            found = self.kinds[address >> AT].gives.get(address & LOW)
+            base = self._base_of(address)
+            if found is not None or base is None or self._like_at(base).dtype != dtype:
                 return found
-            bases = [a for a, is_base in zip(self.leaves[address >> AT], kind.aliases, strict=True) if is_base]
-            if len(bases) != 1 or self._like_at(bases[0]).dtype != dtype:
-                return None
-            address = bases[0]
+            address = base
         return None
 
     def _range_of_given(self, number: int, ignored: int | None, written: set[int]) -> tuple[float, float] | None:
@@ -614,22 +623,9 @@ class Recorder(TorchFunctionMode):
         if any(a < 0 and memory_of(self.given[~a]) == memory_of(t) for a in written):
             return None
         if key not in self._ranges:
-            self.records = False
-            try:
+            with unrecorded():
                 self._ranges[key] = range_of(t, ignored)
-            finally:
-                self.records = True
         return self._ranges[key]
-
-    def _root_of(self, address: int) -> int:
-        """The tensor that one is a view of, as far as that is known."""
-        while address >= 0:
-            aliases = zip(self.leaves[address >> AT], self.kinds[address >> AT].aliases, strict=True)
-            base = next((a for a, is_base in aliases if is_base), None)
-            if base is None:
-                break
-            address = base
-        return address
 
     def _like_at(self, address: int) -> Like:
         return self.likes[~address] if address < 0 else self.kinds[address >> AT].likes[address & LOW]
@@ -770,7 +766,9 @@ class Recorder(TorchFunctionMode):
         finally:
             seed_again()
             self.records, self._runs = before, False
-            self._keep_spare()
+            if len(self._spare) > _MOST_SPARE:
+                self._spare.clear()
+            self._keep_spare(self._spare)
             self._begin()
             self._since = time.perf_counter()
 
@@ -789,11 +787,9 @@ class Recorder(TorchFunctionMode):
         """Whether all calls that the function has made are in the record."""
         return self.is_over and not self.calls
 
-    def _keep_spare(self) -> None:
+    def _keep_spare(self, spare: dict[Like, list[Later]]) -> None:
         """Keep results that nobody holds for later calls: to make one takes a microsecond."""
-        count, references, most, spare = sys.getrefcount, weakref.getweakrefcount, _MOST_OF_A_SHAPE, self._spare
-        if len(spare) > _MOST_SPARE:
-            spare.clear()
+        count, references, most = sys.getrefcount, weakref.getweakrefcount, _MOST_OF_A_SHAPE
         for number in range(self._swept, len(self.made)):
             made = self.made[number]
             if type(made) is tuple:
@@ -808,17 +804,23 @@ class Recorder(TorchFunctionMode):
                     pool.append(made)
 
     def _sweep(self) -> None:
-        """Let results that nobody holds be used again before the end of a long loop."""
-        before = self._swept
-        self._keep_spare()
-        self._swept = len(self.made)
-        kept = {id(t) for pool in self._spare.values() for t in pool}
-        for number in range(before, self._swept):
+        """Let results that nobody holds be used again before the end of a long loop.
+
+        They leave the record before another thread may get them.
+        """
+        found: dict[Like, list[Later]] = {}
+        self._keep_spare(found)
+        free = {id(t) for pool in found.values() for t in pool}
+        for number in range(self._swept, len(self.made)):
             made = self.made[number]
             if type(made) is tuple:
-                self.made[number] = tuple([None if id(t) in kept else t for t in made])
-            elif id(made) in kept:
+                self.made[number] = tuple([None if id(t) in free else t for t in made])
+            elif id(made) in free:
                 self.made[number] = None
+        self._swept = len(self.made)
+        for like, pool in found.items():
+            spare = self._spare.setdefault(like, [])
+            spare += pool[: max(0, _MOST_OF_A_SHAPE - len(spare))]
 
     def _tell_failure(self) -> None:
         """Tell of a graph that has failed where the loop has not."""

@@ -233,7 +233,7 @@ class MayRaise(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def look_at(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Look at a function that PyTorch spells in another way without values."""
         if func is F.one_hot:
-            classes = args[1] if len(args) > 1 else kwargs["num_classes"]
+            classes = args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
             self.takes.append(Range(args[0] if args else kwargs["input"], 0, classes - 1))
 
 
