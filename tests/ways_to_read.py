@@ -5,7 +5,12 @@ Each is of three texts: what comes before, the expression, which is 1.0, and a s
 
 import sys
 import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 HEAD = """
 import abc, array, builtins, collections, contextlib, contextvars, copy, ctypes, dataclasses, datetime, decimal, enum
@@ -19,6 +24,32 @@ class Box:
     def __init__(self, **values): vars(self).update(values)
 settings = types.ModuleType("settings_of_ways"); sys.modules["settings_of_ways"] = settings; settings.slope = 1.0
 """
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """Put back what the ways change."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
+    for name in ("settings_of_ways", "settings_of_ways.inner", "way_to_read"):
+        sys.modules.pop(name, None)
+
+
+def spike_whose_backward(read: Callable[[], float]) -> Any:
+    class Spike(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, z: Tensor) -> Tensor:
+            return (z > 0).to(z.dtype)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad * read()
+
+    return Spike
 
 
 class Way(NamedTuple):

@@ -1,6 +1,5 @@
 """A recorded ``autograd.Function`` computes with the numbers that it reads now, whatever way it reads them by."""
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from compiler.internals import ByRecording
 from torch import Tensor
-from ways_to_read import REFUSED, SEEN
+from ways_to_read import REFUSED, SEEN, spike_whose_backward, undone
 
 import snnfast
 
@@ -27,11 +26,8 @@ WAYS = (
 
 @pytest.fixture(autouse=True)
 def settings() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    for name in ("settings_of_ways", "settings_of_ways.inner", "way_to_read"):
-        sys.modules.pop(name, None)
+    with undone():
+        yield
 
 
 def forward(read: Callable[[], float]) -> Any:
@@ -44,19 +40,6 @@ def forward(read: Callable[[], float]) -> Any:
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Tensor:
             return grad * ctx.k
-
-    return Spike
-
-
-def backward(read: Callable[[], float]) -> Any:
-    class Spike(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, z: Tensor) -> Tensor:
-            return (z > 0).to(z.dtype)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return grad * read()
 
     return Spike
 
@@ -78,7 +61,7 @@ def numbers(function: Callable[..., Tensor], *args: Any) -> list[Tensor]:
     return [found, *torch.autograd.grad((found * torch.arange(42.0).view(7, 2, 3)).sum(), x)]
 
 
-@pytest.mark.parametrize("function_of", [forward, backward], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function_of", [forward, spike_whose_backward], ids=["forward", "backward"])
 @pytest.mark.parametrize("name", WAYS)
 def test_a_number_that_changes_between_calls_is_read(name: str, function_of: Any) -> None:
     module = {**SEEN, **REFUSED}[name].open()
@@ -90,7 +73,7 @@ def test_a_number_that_changes_between_calls_is_read(name: str, function_of: Any
         torch.testing.assert_close(numbers(recorded), wanted)
 
 
-@pytest.mark.parametrize("function_of", [forward, backward], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function_of", [forward, spike_whose_backward], ids=["forward", "backward"])
 @pytest.mark.parametrize("name", WAYS)
 def test_a_number_that_changes_within_a_call_is_read(name: str, function_of: Any) -> None:
     found = []
@@ -218,6 +201,6 @@ def test_a_function_that_changes_what_it_reads_does_so_as_in_the_loop() -> None:
 
 def test_why_is_said() -> None:
     module = REFUSED["environment"].open()
-    spike = backward(module["read"]).apply
+    spike = spike_whose_backward(module["read"]).apply
     notes = snnfast.explain(lambda x: loop(x, spike), torch.rand(7, 2, 3), by="recording").notes
     assert "Spike: it reads os.environ, whose changes can't be seen" in notes

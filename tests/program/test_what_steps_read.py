@@ -1,13 +1,12 @@
 """Whatever way the step of a neuron gets a number by: its program computes with what it is now, or it says why not."""
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from ways_to_read import REFUSED, SEEN, Way
+from ways_to_read import REFUSED, SEEN, Way, spike_whose_backward, undone
 
 import snnfast
 from snnfast import surrogate
@@ -16,15 +15,9 @@ WAYS = {**SEEN, **REFUSED}
 
 
 @pytest.fixture(autouse=True)
-def settings_of_torch() -> Iterator[None]:
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.benchmark = False
-    for name in ("settings_of_ways", "settings_of_ways.inner", "way_to_read"):
-        sys.modules.pop(name, None)
+def settings() -> Iterator[None]:
+    with undone():
+        yield
 
 
 def forward(read: Any) -> Any:
@@ -37,18 +30,11 @@ def forward(read: Any) -> Any:
 
 
 def backward(read: Any) -> Any:
-    class Spike(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, z: Tensor) -> Tensor:
-            return (z > 0).to(z.dtype)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return grad * read()
+    spike = spike_whose_backward(read)
 
     def step(x: Tensor, v: Tensor) -> Any:
         v = 0.9 * v + x
-        spk = Spike.apply(v - 1.0)
+        spk = spike.apply(v - 1.0)
         return spk, v - spk
 
     return snnfast.neuron(step)()
