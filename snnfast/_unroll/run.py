@@ -46,7 +46,7 @@ def run(call: UnrollCall, in_unroll: bool = False) -> Results:
     """
     if call.norm is not None:
         return _normed(call, call.norm)
-    if call.neuron.has_spike_feedback and isinstance(call.parameters[0], Connections):
+    if _is_connected(call):
         if call.request.time != STEP:
             return _finish(_connected(call), call.current.dtype, call.linear)
         call = connected.one_step(call)
@@ -61,6 +61,11 @@ def run(call: UnrollCall, in_unroll: bool = False) -> Results:
     if prepared is call:  # nearly always
         return found
     return _finish(found, call.current.dtype, call.linear if prepared.linear is None else None)
+
+
+def _is_connected(call: UnrollCall) -> bool:
+    """Whether the neurons are connected to one another by weights."""
+    return call.neuron.has_spike_feedback and isinstance(call.parameters[0], Connections)
 
 
 def _finish(found: Results, dtype: torch.dtype, linear: Linear | None) -> Results:
@@ -190,8 +195,10 @@ def _without_gradient(options: Options) -> Options:
 
 def _normed(call: UnrollCall, norm: Norm) -> Results:
     """Behind a batch normalisation of the current ``[T, B, C, *]``: in one, or one after the other."""
-    prepared = prepare(call)
-    found = normed.unroll(prepared, norm) if prepared.current is call.current else None
+    found = None
+    if not _is_connected(call):
+        prepared = prepare(call)
+        found = normed.unroll(prepared, norm) if prepared.current is call.current else None
     if found is None:
         found = run(call._replace(current=norm.by_itself(call.current), norm=None))
         return found if norm.pool is None else (norm.pool.by_itself(found[0]), *found[1:])

@@ -463,3 +463,24 @@ def test_a_threshold_moved_before_the_backward_pass() -> None:
         neurons.threshold.add_(moved)
         found.append(torch.autograd.grad((spk * x.detach()).sum(), [x])[0])
     assert_bits_equal(*found)
+
+
+def test_connected_neurons_behind_a_norm_with_a_learned_decay() -> None:
+    """A parameter of another dtype is converted before the call, and the connections are no parameter."""
+
+    def mem_of(compiled: bool) -> Tensor:
+        torch.manual_seed(0)
+        norms = nn.ModuleList([nn.BatchNorm1d(4, affine=False) for _ in range(2)]).double()
+        lif = snnfast.RSynaptic(alpha=0.3, beta=0.6, learn_beta=True, linear_features=4).double()
+
+        def loop(x: Tensor) -> Tensor:
+            spk, syn, mem = lif.reset_mem()
+            for t in range(2):
+                spk, syn, mem = lif(norms[t](x[t]), spk, syn, mem)
+            return mem
+
+        run = snnfast.compile(loop, by="recording") if compiled else loop
+        mem: Tensor = run(torch.rand(2, 5, 4, dtype=torch.float64))
+        return mem
+
+    torch.testing.assert_close(mem_of(True), mem_of(False))
