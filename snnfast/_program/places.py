@@ -1,23 +1,52 @@
 """The places that a look at all objects has read: whether they still hold the same, and how they get it back.
 
 :meth:`Places.are_as_they_were` takes far less time than a look, so that it can be asked at each call of a function.
+:meth:`Places.changed` tells which of them a call has written to.
 """
 
 import collections
 import operator
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Places"]
+__all__ = ["ABSENT", "Places", "Slot"]
 
-_ABSENT: Any = object()
+ABSENT: Any = object()
+"""What a slot holds that is not there."""
 _bases = type.__dict__["__bases__"].__get__  # a class may have a metaclass with its own look-up
 _OF_FUNCTIONS = ("__code__", "__defaults__", "__kwdefaults__")
+
+
+class Slot(NamedTuple):
+    """A name of an object, or an entry of a container, that a call may write to.
+
+    Attributes:
+        place: The object or the container.
+        key: The name, the number or the key.
+    """
+
+    place: Any
+    key: Any
+
+    def get(self) -> Any:
+        """The object that it holds now; ``ABSENT``: none."""
+        return self.place.get(self.key)
+
+    def set(self, value: Any) -> None:
+        self.place.set(self.key, value)
+
+    def before(self) -> Any:
+        """The object that it held when it was read."""
+        return self.place.before(self.key)
+
+    def alone(self) -> "Slot":
+        """The slot without the objects that its place has held."""
+        return self._replace(place=self.place.alone())
 
 
 class Places:
@@ -68,17 +97,54 @@ class Places:
         else:
             self._tensors.append((value, value._version))
 
+    def acts(self, function: Any) -> None:
+        """A function was seen that does what no object shows, such as to print."""
+
     def finish(self) -> None:
         """Nothing more will be read."""
+        self._holds = self.test()
+
+    def test(
+        self, without: Iterable[Slot] = (), containers: Collection[int] = (), root: Any = None
+    ) -> Callable[..., bool]:
+        """A function that tells whether all slots but some hold what they held, leaving tensors' numbers aside.
+
+        It takes ``root``, an object that is not held by it.
+
+        Args:
+            without: Slots that may hold something else.
+            containers: Containers in these slots, by their ids, whatever they hold.
+            root: The object.
+
+        Raises:
+            ValueError: Another slot holds such a container.
+        """
+        skipped: dict[int, set[Any]] = {}
+        for slot in without:
+            skipped.setdefault(id(slot.place), set()).add(slot.key)
         names = list(self._names.values())
-        contents = [other.value for other in self._others if isinstance(other, _Contents)]
-        sized = [n.held for n in names if n.whole or not n.held] + contents
-        tests = _Tests()
+        others = [o for o in self._others if not isinstance(o, _Contents) or id(o.value) not in containers]
+        sized = [n.held for n in names if n.whole or not n.held]
+        sized += [other.value for other in others if isinstance(other, _Contents)]
+        tests = _Tests(root, containers)
         for held in sized:
             tests.add(f"len({{}}) == {len(held)}", held)
-        for place in (*names, *self._others):
-            place.test(tests)
-        self._holds = tests.compiled()
+        for place in (*names, *others):
+            place.test(tests, skipped.get(id(place), set()))
+        for array in self._arrays:
+            tests.add("not {}()", array.has_changed)
+        return tests.compiled()
+
+    def changed(self) -> list[Slot]:
+        """The slots that hold other objects than before.
+
+        Raises:
+            ValueError: A change is more than that: a container has another size, a class other bases.
+        """
+        places = (*self._names.values(), *self._others)
+        if any(array.has_changed() for array in self._arrays):
+            raise ValueError("an array of NumPy")
+        return [Slot(place, key) for place in places for key in place.changed()]
 
     # ---- afterwards
 
@@ -91,9 +157,8 @@ class Places:
             return False
         if self._tensors:
             with torch._C.DisableTorchFunction():  # a recorder would record that they are asked
-                if any(t._version != version for t, version in self._tensors):
-                    return False
-        return not self._arrays or not any(array.has_changed() for array in self._arrays)
+                return not any(t._version != version for t, version in self._tensors)
+        return True
 
     def put_back(self) -> None:
         """Let all places but tensors hold what they held."""
@@ -118,24 +183,43 @@ class Places:
 class _Tests:
     """Comparisons in one function, which has all that it compares as constants: a few are made at each call."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Any, refused: Collection[int]) -> None:
+        self._refused = refused
         self._constants: dict[str, Any] = {"same": _are_same}
         self._tests: list[str] = []
+        self._root, self._attributes = root, getattr(root, "__dict__", None)
 
     def add(self, test: str, *values: Any) -> None:
         """Add an expression with a place for each value."""
         names = []
         for value in values:
+            if id(value) in self._refused:
+                raise ValueError("a list or a dictionary that is held twice")
+            if value is not None and (value is self._root or value is self._attributes):
+                names.append("root" if value is self._root else "root.__dict__")
+                continue
             names.append(f"c{len(self._constants)}")
             self._constants[names[-1]] = value
         self._tests.append(test.format(*names))
 
-    def compiled(self) -> Callable[[], bool]:
-        function: Callable[[], bool] = eval(f"lambda: {' and '.join(self._tests) or True}", self._constants)
+    def compiled(self) -> Callable[..., bool]:
+        function: Callable[..., bool] = eval(f"lambda root=None: {' and '.join(self._tests) or True}", self._constants)
         return function
 
 
-def _are_same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+class _Entries(NamedTuple):
+    """A list or a dictionary."""
+
+    value: Any
+
+    def get(self, key: Any) -> Any:
+        return self.value[key]
+
+    def set(self, key: Any, value: Any) -> None:
+        self.value[key] = value
+
+
+def _are_same(some: Collection[Any], others: Collection[Any]) -> bool:
     return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
@@ -145,20 +229,44 @@ class _Names:
     def __init__(self, held: Mapping[str, Any], owner: Any, values: dict[str, Any], absent: set[str]) -> None:
         self.held, self.values, self.absent = held, values, absent
         self._owner = owner
-        self.whole = False
+        self.whole, self.size = False, len(held)
 
     def add(self, name: str) -> None:
-        value = self.held.get(name, _ABSENT)
-        if value is _ABSENT:
+        value = self.held.get(name, ABSENT)
+        if value is ABSENT:
             self.absent.add(name)
         else:
             self.values[name] = value
 
-    def test(self, tests: _Tests) -> None:
+    def test(self, tests: _Tests, without: set[str]) -> None:
         for name, value in self.values.items():
-            tests.add(f"{{}}[{name!r}] is {{}}", self.held, value)
-        if self.absent and self.held:
-            tests.add("{}().isdisjoint({})", self.held.keys, frozenset(self.absent))
+            if name not in without:
+                tests.add(f"{{}}[{name!r}] is {{}}", self.held, value)
+        if self.held and (absent := frozenset(self.absent - without)):
+            tests.add("{}.keys().isdisjoint({})", self.held, absent)
+
+    def changed(self) -> Iterator[str]:
+        for name in (*self.values, *self.absent):
+            if self.get(name) is not self.values.get(name, ABSENT):
+                yield name
+        more = sum(name in self.held for name in self.absent) - sum(name not in self.held for name in self.values)
+        if self.whole and len(self.held) != self.size + more:
+            raise ValueError("an object with a new attribute")
+
+    def before(self, name: str) -> Any:
+        return self.values.get(name, ABSENT)
+
+    def alone(self) -> "_Names":
+        return _Names(self.held, self._owner, {}, set())
+
+    def get(self, name: str) -> Any:
+        return self.held.get(name, ABSENT)
+
+    def set(self, name: str, value: Any) -> None:
+        if value is not ABSENT:
+            self._set(name, value)
+        elif name in self.held:
+            self._delete(name)
 
     def now(self) -> "_Names":
         now = _Names(self.held, self._owner, {}, set())
@@ -168,7 +276,7 @@ class _Names:
 
     def put(self) -> None:
         for name, value in self.values.items():
-            if self.held.get(name, _ABSENT) is not value:
+            if self.held.get(name, ABSENT) is not value:
                 self._set(name, value)
         for name in self.absent:
             if name in self.held:
@@ -193,12 +301,32 @@ class _Parts:
     def __init__(self, value: Any, parts: dict[str, Any]) -> None:
         self._value, self._parts = value, parts
 
-    def test(self, tests: _Tests) -> None:
+    def test(self, tests: _Tests, without: set[str]) -> None:
         for name, part in self._parts.items():
-            if part is _ABSENT:
-                tests.add("same([{}({}, {})], [{}])", _part, self._value, name, part)
+            if name in without:
+                continue
+            if part is ABSENT:
+                tests.add("{}({}, {}) is {}", _part, self._value, name, part)
             else:
                 tests.add("{}." + name + " is {}", self._value, part)
+
+    def changed(self) -> Iterator[str]:
+        return (name for name, part in self._parts.items() if _part(self._value, name) is not part)
+
+    def before(self, name: str) -> Any:
+        return self._parts[name]
+
+    def alone(self) -> "_Parts":
+        return _Parts(self._value, {})
+
+    def get(self, name: str) -> Any:
+        return _part(self._value, name)
+
+    def set(self, name: str, value: Any) -> None:
+        if value is ABSENT:
+            delattr(self._value, name)
+        else:
+            setattr(self._value, name, value)
 
     def now(self) -> "_Parts":
         return _Parts(self._value, {name: _part(self._value, name) for name in self._parts})
@@ -207,7 +335,7 @@ class _Parts:
         for name, part in self._parts.items():
             if part is _part(self._value, name):
                 continue
-            if part is _ABSENT:
+            if part is ABSENT:
                 delattr(self._value, name)
             else:
                 setattr(self._value, name, part)
@@ -215,9 +343,9 @@ class _Parts:
 
 def _part(value: Any, name: str) -> Any:
     try:
-        return getattr(value, name, _ABSENT)
+        return getattr(value, name, ABSENT)
     except ValueError:  # an empty cell
-        return _ABSENT
+        return ABSENT
 
 
 class _Bases:
@@ -226,8 +354,13 @@ class _Bases:
     def __init__(self, value: type) -> None:
         self._value, self._held = value, _bases(value)
 
-    def test(self, tests: _Tests) -> None:
+    def test(self, tests: _Tests, without: set[Any]) -> None:
         tests.add("{}({}) == {}", _bases, self._value, self._held)
+
+    def changed(self) -> Iterator[Any]:
+        if _bases(self._value) != self._held:
+            raise ValueError("the bases of a class")
+        return iter(())
 
     def now(self) -> "_Bases":
         return _Bases(self._value)
@@ -238,34 +371,61 @@ class _Bases:
 
 
 class _Contents:
-    """All that a list, a dictionary, a set or a deque holds."""
+    """All that a list, a dictionary, a set or a deque holds.
+
+    Attributes:
+        keys: Those of a dictionary; ``None`` of anything else.
+    """
 
     def __init__(self, value: Any) -> None:
         self.value = value
-        self._held: list[Any] = _items(value) if isinstance(value, dict) else list(value)
+        self.keys = [*value] if isinstance(value, dict) else None
+        self.items = list(value.values()) if isinstance(value, dict) else list(value)
 
-    def test(self, tests: _Tests) -> None:
-        tests.add("same({}({}), {})", _items if isinstance(self.value, dict) else list, self.value, self._held)
+    def test(self, tests: _Tests, without: set[Any]) -> None:
+        if self.keys is not None:
+            tests.add("same({}, {})", self.value, self.keys)
+        if not without:
+            tests.add("same({}, {})", self.value if self.keys is None else self.value.values(), self.items)
+            return
+        for key, item in zip(self.keys or range(len(self.items)), self.items, strict=True):
+            if key not in without:
+                tests.add("{}[{}] is {}", self.value, key, item)
+
+    def is_like(self, other: "_Contents") -> bool:
+        """Whether another look at it has found the same."""
+        return _are_same(self.items, other.items) and _are_same(self.keys or (), other.keys or ())
+
+    def changed(self) -> Iterator[Any]:
+        now = self.now()
+        if self.is_like(now):
+            return
+        entries = isinstance(self.value, list | dict) and len(now.items) == len(self.items)
+        if not entries or not _are_same(self.keys or (), now.keys or ()):
+            raise ValueError(f"a {type(self.value).__name__} with more, fewer or other entries")
+        for key, before, after in zip(self.keys or range(len(self.items)), self.items, now.items, strict=True):
+            if before is not after:
+                yield key
+
+    def before(self, key: Any) -> Any:
+        return self.items[key if self.keys is None else self.keys.index(key)]
+
+    def alone(self) -> "_Entries":
+        return _Entries(self.value)
 
     def now(self) -> "_Contents":
         return _Contents(self.value)
 
     def put(self) -> None:
-        now = self._held if isinstance(self.value, frozenset | tuple) else self.now()._held
-        if len(now) == len(self._held) and all(map(operator.is_, now, self._held)):
+        if isinstance(self.value, frozenset | tuple) or self.is_like(self.now()):
             return
         self.value.clear()
-        if isinstance(self.value, dict):
-            half = len(self._held) // 2
-            self.value.update(zip(self._held[:half], self._held[half:], strict=True))
+        if self.keys is not None:
+            self.value.update(zip(self.keys, self.items, strict=True))
         elif isinstance(self.value, list | collections.deque):
-            self.value.extend(self._held)
+            self.value.extend(self.items)
         else:
-            self.value.update(self._held)
-
-
-def _items(value: dict[Any, Any]) -> list[Any]:
-    return [*value, *value.values()]
+            self.value.update(self.items)
 
 
 class _Array:

@@ -14,9 +14,10 @@ import functools
 import importlib.util
 import operator
 import random
+import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -46,10 +47,16 @@ _ANY_OBJECT = {"__globals__", "__builtins__", "__subclasses__", "f_globals", "f_
 # PyTorch calls these methods of a class that derives from its own.
 _CALLED = {"forward", "backward", "jvp", "vmap", "setup_context", "derivative"}
 _OF_MODULES = {"_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "training"}
+_OF_IMPORTS = {"__loader__", "__spec__", "__builtins__", "_compiled_call_impl"}
 _UNUSED = {"__repr__", "__doc__", "__module__", "__dict__", "__weakref__"}
+_CHILDREN = ("_parameters", "_buffers", "_modules")
 _MAKE = ("__new__", "__init__", "__init_subclass__", "__post_init__")
 # These are called where a text is made of an object.
 _TEXTS = {"repr", "str", "ascii", "format", "print"}
+# These do something that no object shows.
+_ACTS = {("builtins", "print"), ("_warnings", "warn"), ("warnings", "warn"), ("warnings", "warn_explicit")}
+_ACTS_OF_TORCH = re.compile(r"_?(set|use|manual|enable|disable|save|load|register|compile)_?.*|fork|seed").fullmatch
+_NO_ACTS = {"set_grad_enabled"}
 
 # A step that sees more objects, or an array of more bytes, would be slow to look at.
 _MOST = 4000
@@ -85,7 +92,7 @@ class _Nowhere:
 
     def ignore(self, *_: Any, **__: Any) -> None: ...
 
-    names = parts = function = cell = class_ = contents = array = tensor = ignore
+    names = parts = function = cell = class_ = contents = array = tensor = acts = ignore
 
 
 # Descriptors of attributes do not change. The value of the attribute is seen in its object.
@@ -98,10 +105,11 @@ class Sight:
 
     Args:
         function: The function, or the class.
+        whole: Whether modules are looked at with all that is in them, whatever the code names.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Any], whole: bool = False) -> None:
+        self._function, self._whole = function, whole
         self._names: frozenset[str] = frozenset(_CALLED)
 
     def now(self, options: Mapping[str, Any]) -> Moment:
@@ -139,10 +147,25 @@ class Sight:
                 sys.modules["numpy"].random.set_state(of_numpy)
             places.put_back()
 
-    def _walk(self, options: Mapping[str, Any], kind: Callable[[], Any] = _Nowhere) -> "_Walk":
+    def look(self, objects: Iterable[Any], places: Callable[[], Places]) -> Moment:
+        """Look at all that it sees now, also by objects that it is given.
+
+        Raises:
+            NotElementwiseError: It sees something whose changes can't be seen.
+        """
+        walk = self._walk({}, places, objects)
+        if walk.places.unseen:
+            raise NotElementwiseError(f"it sees {walk.places.unseen}")
+        return Moment(tuple(walk.tokens), walk.kept, walk.places)
+
+    def _walk(
+        self, options: Mapping[str, Any], kind: Callable[[], Any] = _Nowhere, objects: Iterable[Any] = ()
+    ) -> "_Walk":
         while True:
-            walk = _Walk(self._names, kind())
+            walk = _Walk(self._names, kind(), self._whole)
             walk.visit(self._function)
+            for found in objects:
+                walk.visit(found)
             walk.attributes(options, whole=True)
             if walk.names == self._names:
                 return walk
@@ -216,7 +239,8 @@ class _Walk:
         places: Where it has looked.
     """
 
-    def __init__(self, names: frozenset[str], places: Any) -> None:
+    def __init__(self, names: frozenset[str], places: Any, whole: bool = False) -> None:
+        self._whole_modules = whole
         self.names = set(names)
         self.tokens: list[Any] = []
         self.kept: list[Any] = []
@@ -275,6 +299,7 @@ class _Walk:
             self._identity(value)
             self.places.tensor(value)
             self.tokens.append(None if value.is_inference() else value._version)
+            self.attributes(value.__dict__)
         elif isinstance(value, functools.partial):
             self.tokens.append(kind)
             for part in (value.func, value.args, value.keywords):
@@ -381,6 +406,8 @@ class _Walk:
     def _of_settled(self, function: Any, module: str) -> None:
         """Refuse a function of Python's own, of PyTorch or of NumPy that does not compute from its arguments alone."""
         name, package = function.__name__, module.partition(".")[0]
+        if (module, name) in _ACTS:
+            self.places.acts(function)
         if (package == "builtins" and name in _BY_TEXT) or module in _FINDERS:
             self.names.add("getattr")
         elif package == "builtins" and name in _ANYTHING:
@@ -394,6 +421,8 @@ class _Walk:
 
     def _of_torch(self, function: Any, module: str) -> None:
         is_safe = module.startswith("snnfast") or not holds_state(module) or function.__name__ == "is_available"
+        if _name_acts(function.__name__):
+            self.places.acts(function)
         found = setting(function) if is_safe or not is_settled(function.__module__) else None  # or of a wrapper
         if found is None:
             raise NotElementwiseError(f"it calls {function.__module__}.{function.__name__}, which may change")
@@ -454,7 +483,11 @@ class _Walk:
 
     def attributes(self, held: Mapping[str, Any], whole: bool = False) -> None:
         """Look at the attributes that a mapping holds, which the code may read."""
-        read = list(held) if whole or self._whole else [name for name in held if name in self.names]
+        read = (
+            [name for name in held if name not in _OF_IMPORTS]
+            if whole or self._whole
+            else [name for name in held if name in self.names]
+        )
         self.places.names(held, None, read, whole or self._whole)
         self.places.names(held, None, self.names)
         for name in read:
@@ -473,7 +506,11 @@ class _Walk:
             return
         if name in _FINDERS:
             self.names.add("getattr")
-        if name != "builtins" and not holds_state(name) and name.partition(".")[0] not in (*WHOLE, "numpy"):
+        if (
+            name not in ("builtins", "warnings")
+            and not holds_state(name)
+            and name.partition(".")[0] not in (*WHOLE, "numpy")
+        ):
             return
         held = vars(module)
         for found in sorted([name for name in self.names if name in held]):  # the modules have thousands
@@ -540,7 +577,13 @@ class _Walk:
     def _of_layer(self, held: Mapping[str, Any]) -> None:
         for name in _OF_MODULES:
             inner = held.get(name)
-            self.attributes(inner, whole="hooks" in name) if isinstance(inner, dict) else self.visit(inner)
+            whole = "hooks" in name or (name in _CHILDREN and self._whole_modules)
+            self.attributes(inner, whole) if isinstance(inner, dict) else self.visit(inner)
+
+
+def _name_acts(name: str) -> bool:
+    """Whether a function of PyTorch with this name may change a setting, a generator or a file."""
+    return name not in _NO_ACTS and _ACTS_OF_TORCH(name) is not None
 
 
 @functools.lru_cache(4096)

@@ -26,7 +26,7 @@ _STATELESS = {
     "__future__", "_abc", "_bisect", "_collections", "_collections_abc", "_functools", "_heapq", "_operator", "_sre",
     "_weakrefset", "abc", "bisect", "builtins", "cmath", "collections", "contextlib", "copy", "copyreg", "dataclasses",
     "enum", "fractions", "functools", "heapq", "itertools", "keyword", "math", "numbers", "operator", "re", "reprlib",
-    "statistics", "string", "textwrap", "types", "typing", "warnings",
+    "statistics", "string", "textwrap", "types", "typing", "_warnings", "warnings",
 }  # fmt: skip
 # The parts of PyTorch and NumPy that hold settings, or random numbers.
 _WITH_STATE = {

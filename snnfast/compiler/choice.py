@@ -113,6 +113,7 @@ class Choice:
         left: The layers of the network that could not be converted, and why.
         at_once: Says before the first call how many layers there are, if all run all steps at once and there is no loop
             beside them; and which function then takes the place of ``function``.
+        replays: Whether calls that are known run without the function.
     """
 
     def __init__(
@@ -123,10 +124,11 @@ class Choice:
         options: dict[str, Any],
         left: dict[str, str],
         at_once: Callable[[], tuple[int, Callable[..., Any]]] | None = None,
+        replays: bool = True,
     ) -> None:
         self._function, self._name, self._left = function, name, left
         self._traced = None if by == RECORDING else Traced(function, name, options, left)
-        self._recorded = None if by == TRACING else Recorded(function, name)
+        self._recorded = None if by == TRACING else Recorded(function, name, replays)
         self._layers = None if (options.get("options") or {}).get("inner") else at_once
         self._in_vain: dict[bool, int] = {True: 0, False: 0}  # with gradients, and without
         self._patience = {True: _PATIENCE, False: _PATIENCE}
@@ -170,6 +172,8 @@ class Choice:
             self._count(None, time.perf_counter() - start, shapes, trial)
             return result
         result, recorder = recorded(*args, **kwargs)
+        if recorder is None:
+            return result
         if not recorder.learns:
             self._count(recorder, time.perf_counter() - start, shapes, trial)
         self._judge(recorder, grad)

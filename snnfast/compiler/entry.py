@@ -22,7 +22,7 @@ from snnfast.neurons.network import convert, layers_at_once
 Compiled = Callable[..., Any]
 
 
-def compile(net: Any, *, by: str | None = None, **options: Any) -> Any:
+def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: Any) -> Any:
     """Replace the loop over time in a network or function by one call per layer for all time steps.
 
     A network is changed in place: its snnTorch layers are put on snnfast's kernels (:func:`snnfast.snntorch.convert`),
@@ -32,7 +32,9 @@ def compile(net: Any, *, by: str | None = None, **options: Any) -> Any:
     the attribute in which ``torch.nn.Module.compile`` keeps a compiled call, too.
 
     A call is *recorded*: its code runs, but PyTorch's functions in it are written down instead of run. One graph then
-    runs all of them, for any number of steps. The first call makes it, which takes seconds. A loop that needs values as
+    runs all of them, for any number of steps. The first call makes it, which takes seconds. A call like an earlier one
+    is *replayed*: where all that the code can see is as it was, the graph runs alone, and your code does not. A loop
+    that needs values as
     it goes, such as ``loss.item()`` at each step, is *traced* instead, by ``torch.compile`` with the backend
     ``"snnfast"``, from its fourth call on. So is a call that takes long to record and has come often, with the same
     number of steps.
@@ -48,6 +50,7 @@ def compile(net: Any, *, by: str | None = None, **options: Any) -> Any:
             any backend, is compiled anew from the original network.
         by: ``"recording"`` or ``"tracing"`` alone, from the first call on. To trace a loop takes longer for more steps,
             and again for another number of steps, at most eight times.
+        replay: Whether a call may be replayed. With ``False``, your code runs at each call that is recorded.
         **options: Options of ``torch.compile``, for example ``dynamic=False``, for a loop that is traced: with any, it
             is. A network stays compiled if another backend is asked for with ``options={"inner": ...}``.
 
@@ -82,7 +85,7 @@ def compile(net: Any, *, by: str | None = None, **options: Any) -> Any:
         raise ValueError(f"{next(iter(options))}: torch.compile has no part in a loop that is recorded; leave it out")
     by = TRACING if options else by
     if not isinstance(net, nn.Module):
-        choice = Choice(net, _name_of(net), by, options, {})
+        choice = Choice(net, _name_of(net), by, options, {}, replays=replay)
 
         @functools.wraps(net)
         def function(*args: Any, **kwargs: Any) -> Any:
@@ -91,7 +94,7 @@ def compile(net: Any, *, by: str | None = None, **options: Any) -> Any:
         return function
     left = convert(net)
     itself = weakref.ref(net)  # a network that is not used any more is freed at once, with all that was compiled for it
-    call = Choice(_call_of_its_own(), _name_of(net), by, options, left, lambda: _at_once(itself()))
+    call = Choice(_call_of_its_own(), _name_of(net), by, options, left, lambda: _at_once(itself()), replay)
     net._compiled_call_impl = lambda *args, **kwargs: call(itself(), *args, **kwargs)
     return net
 

@@ -23,8 +23,10 @@ _PRODUCTS = {
 
 def memory_of(t: Tensor) -> int:
     """A number that tensors share if they share memory; of a sparse one, that of its values."""
+    if t.layout is torch.strided:
+        return int(t.untyped_storage()._cdata)
     with torch.no_grad():
-        dense = t._values() if t.layout is torch.sparse_coo else t.values() if t.layout in LAYOUTS else t
+        dense = t._values() if t.layout is torch.sparse_coo else t.values()
     return int(dense.untyped_storage()._cdata)
 
 

@@ -1,5 +1,6 @@
 """A function whose calls are recorded."""
 
+import contextlib
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from snnfast._core.pytorch import (
 from snnfast.compiler import stages, verify
 from snnfast.compiler.backend import merge
 from snnfast.compiler.errors import RefusedError
+from snnfast.compiler.recording.changes import Changes
 from snnfast.compiler.recording.form import Form, UnknownFormError
 from snnfast.compiler.recording.functions import hook
 from snnfast.compiler.recording.kinds import Kinds
@@ -29,6 +31,7 @@ from snnfast.compiler.recording.lines import Lines
 from snnfast.compiler.recording.modes import modes
 from snnfast.compiler.recording.plans import Plan, plan_for_any_steps, plan_for_its_steps, write
 from snnfast.compiler.recording.recorder import Recorder
+from snnfast.compiler.recording.replay import Attempt, Replays
 from snnfast.compiler.recording.twins import Told, Twins
 from snnfast.compiler.report import Explanation
 
@@ -85,10 +88,12 @@ class _Known:
         plans: By the keys of forms. Where a form has none, the reason.
         families: By the structures of forms.
         forms: The last form of calls of these kinds; ``None`` where one has come only once.
+        replays: Calls that run without the code of the function.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.kinds = Kinds()
+        self.replays = Replays(function)
         self.plans: dict[Any, Plan | _NoPlan] = {}
         self.families: dict[Any, _Family] = {}
         self.forms: dict[int, Form | None] = {}
@@ -112,12 +117,13 @@ class Recorded:
     """A function whose calls are recorded, with the plans of what was recorded.
 
     Args:
-        function: It is called at every call.
+        function: It is called at every call that is not known.
         name: Its name in messages.
+        replays: Whether calls that are known run without it.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
-        self._function, self._name = function, name
+    def __init__(self, function: Callable[..., Any], name: str, replays: bool = False) -> None:
+        self._function, self._name, self._replays = function, name, replays
         self._known: dict[Any, _Known] = {}
         self._learns = {True: True, False: True}  # the next call, with gradients or without, writes its lines down
         self._explained: Explanation | None = None
@@ -134,32 +140,50 @@ class Recorded:
         try:
             with stages.kept():
                 _, recorder = self(*args, **kwargs)
+            assert recorder is not None
             told = {report.refused for report in self._explained.graphs}
             self._explained.notes += [reason for reason in dict.fromkeys(recorder.reasons) if reason not in told]
             return self._explained, recorder
         finally:
             self._explained = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Recorder]:
-        """Call the function. Returns its result, and what recorded it."""
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Recorder | None]:
+        """Call the function. Returns its result, and what recorded it; ``None``: it is a call that is known."""
         surroundings = modes(), torch.get_default_dtype(), torch.get_default_device()
-        known = self._known.setdefault(surroundings, _Known())
+        known = self._known.get(surroundings)
+        if known is None:
+            known = self._known[surroundings] = _Known(self._function)
+        attempt = None
+        if self._replays and self._explained is None and not verify.is_wanted():
+            attempt = known.replays.begin(args, kwargs)
+        if attempt is not None and (found := known.replays.replay(attempt)) is not None:
+            return found[0], None
+        return self._record(known, attempt, args, kwargs)
+
+    def _record(self, known: _Known, attempt: Attempt | None, args: Any, kwargs: Any) -> tuple[Any, Recorder]:
         known.kinds.trim()
         grad = torch.is_grad_enabled()
         learns = self._learns[grad] or self._explained is not None or verify.is_wanted()
         self._learns[grad] = False
         recorder = Recorder(known.kinds, lambda recorder, alive: self._run(known, recorder, alive), learns)
+        if attempt is not None:
+            known.replays.look(attempt)
         with hook:
             try:
-                with recorder:
-                    result = run_recorded(self._function, args, kwargs)
+                with recorder, contextlib.nullcontext() if attempt is None else attempt.watched():
+                    result = [run_recorded(self._function, args, kwargs)]
             except BaseException:
                 recorder.flush()  # buffers and random numbers are as the loop leaves them
                 raise
+            if attempt is not None:
+                attempt.end(result, recorder)
             recorder.is_over = True
             recorder.flush(as_it_stands=False)
+        ran, recorder.ran = recorder.ran, None  # spare results hold the recorder, which must hold no arguments
+        if attempt is not None:
+            attempt.keep(ran)
         self._learns[grad] = recorder.asks_again
-        return result, recorder
+        return result[0], recorder
 
     # ---- plans
 
@@ -174,7 +198,7 @@ class Recorded:
                 return False
             form, graph = found_plan
             recorder.seconds += time.perf_counter() - start
-            state = _State(recorder)
+            state = Changes(recorder.kinds, recorder.leaves).state_of(recorder.given)
             try:
                 found = graph(*form.inputs_of(recorder.given))
             except Exception as error:
@@ -183,6 +207,7 @@ class Recorded:
                 recorder.failed = f"{type(error).__name__}: {error}"
                 return False
         recorder.steps += form.steps
+        recorder.has_run(form, graph, alive)
         recorder.deliver(alive, found)
         return True
 
@@ -306,39 +331,6 @@ def may_record() -> bool:
         or is_eager_forced()
         or in_reentrant_checkpoint()
     )
-
-
-class _State:
-    """The things that a graph that fails may have changed: tensors from outside, and the generator of random numbers.
-
-    Args:
-        recorder: The record of its calls.
-    """
-
-    def __init__(self, recorder: Recorder) -> None:
-        kinds, written = set(recorder.kinds), dict[int, None]()
-        if any(kind.changes for kind in kinds):
-            for kind, leaves in zip(recorder.kinds, recorder.leaves, strict=True):
-                if kind.changes:
-                    written.update({~a: None for a, w in zip(leaves, kind.writes, strict=True) if w and a < 0})
-        raises = not all(kind.waits for kind in kinds)
-        given = [recorder.given[n] for n in written]
-        # A copy is made where an error may come at all.
-        self._written = [(t, t._version, t.detach().clone() if raises else None) for t in given if not t.is_inference()]
-        self._drawn = torch.get_rng_state() if raises else None
-
-    def put_back(self) -> bool:
-        """Undo all changes. Returns whether that could be done."""
-        changed = [(t, copy) for t, version, copy in self._written if t._version != version]
-        copies = [copy for _, copy in changed if copy is not None]
-        if len(copies) < len(changed):
-            return False
-        with torch.no_grad():
-            for (t, _), copy in zip(changed, copies, strict=True):
-                t.copy_(copy)
-        if self._drawn is not None:
-            torch.set_rng_state(self._drawn)
-        return True
 
 
 def _enter(known: dict[Any, Any], key: Any, value: Any) -> None:

@@ -207,8 +207,20 @@ class Form:
             and self.leaves == recorder.leaves
             and self.likes == recorder.likes
             and self._alive == alive
-            and self._sharing == self._shared_by(recorder.given)
+            and self.shares_as(recorder.given)
         )
+
+    def is_like(self, other: "Form") -> bool:
+        """Whether another form is of the same record."""
+        return self is other or (
+            self._sharing == other._sharing
+            and self.kinds == other.kinds
+            and all(getattr(self, name) == getattr(other, name) for name in ("leaves", "likes", "_alive"))
+        )
+
+    def shares_as(self, given: Sequence[Tensor]) -> bool:
+        """Whether tensors from outside share memory as those of this record do."""
+        return self._sharing == self._shared_by(given)
 
     def _add(self, number: int, run: int | None, leaf: Callable[[int], Any]) -> None:
         kind = self.kinds[number]

@@ -27,11 +27,13 @@ from snnfast._core.pytorch import (
 )
 from snnfast._unroll import node, state_gradients
 from snnfast.compiler.calls import as_leaf
+from snnfast.compiler.recording.form import Form
 from snnfast.compiler.recording.functions import Applied, Computed
 from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError, known_of
 from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, is_marked, later, like_of
 from snnfast.compiler.recording.lines import Lines, lines_of
 from snnfast.compiler.recording.modes import NONE, any_autocast, entered, infers, modes
+from snnfast.compiler.recording.replay import Ran
 from snnfast.compiler.recording.waiting import Draws, is_shared, let_others_see, range_of
 from snnfast.compiler.sparse import LAYOUTS, as_op, is_product, memory_of
 from snnfast.surrogate import known_to_kernels
@@ -80,6 +82,11 @@ _TAKE_NUMBERS = {
 }  # fmt: skip
 """Functions whose numbers may differ from step to step."""
 
+_OF_NUMBERS = {
+    torch.tensor, torch.as_tensor, torch.ones, torch.zeros, torch.full, torch.arange, torch.linspace, torch.eye,
+}  # fmt: skip
+"""Functions that make a tensor of numbers alone."""
+
 _AT_ONCE, _INDEX, _ALL = "at once", "index", "all"
 _HOW = {**dict.fromkeys(_TAKE_NUMBERS, _ALL), **dict.fromkeys(_INDEXES, _INDEX), **dict.fromkeys(_DIRECT, _AT_ONCE)}
 """Functions that are called at once; and which numbers of others may differ: those of an index, or all."""
@@ -94,6 +101,11 @@ _NEED_VALUES = {
 }  # fmt: skip
 """Functions that need what tensors hold, or that change what is known of them."""
 
+_VALUES_OF = {
+    Tensor.item, Tensor.tolist, Tensor.__int__, Tensor.__float__, Tensor.__bool__, Tensor.__index__,
+}  # fmt: skip
+"""Functions that read the values of one tensor."""
+
 _ENDS = {"backward", "grad", "item", "tolist", "numpy", "__float__", "__int__", "__index__", "__bool__"}
 """Functions before which a loop may be merged. Another one may be for the gradients of the very calls, as a hook is."""
 
@@ -101,6 +113,8 @@ _TENSORS = {Tensor, nn.Parameter, nn.Buffer}
 _CONSTANTS = {
     str, bool, NoneType, EllipsisType, torch.dtype, torch.device, torch.layout, torch.memory_format,
 }  # fmt: skip
+
+_NUMBERS = {int, float, type, torch.Size, *_CONSTANTS}
 
 _SYNCHRONISES = (
     "SyncBatchNorm exchanges statistics with other processes at each step; in a MultiStep, once for all steps"
@@ -158,7 +172,10 @@ class Recorder(TorchFunctionMode):
         self.steps: list[int] = []  # of the loops that ran by a plan
         self.seconds = 0.0  # that recording took
         self._since = time.perf_counter()  # recording goes on since then
+        self.constants: dict[int, Tensor] = {}  # that the program has made of numbers, by their ids
         self.is_over = False  # the call has returned
+        self.is_alone = True  # all that the call has done is in the record
+        self.ran: Ran | None = None  # the record, if it is the only one, and ran by a plan
         self._planned = self._others = 0  # so many calls ran by a plan, or one by one
         self.learns = learns
         self.ambient = modes()
@@ -184,6 +201,7 @@ class Recorder(TorchFunctionMode):
         self._shared: dict[int, Tensor] = {}  # tensors that others see, among the arguments of the call of now
         self._copies: dict[int, tuple[Tensor, int]] = {}  # such tensors by their ids, and the numbers of their copies
         self._ranges: dict[tuple[int, int | None], tuple[float, float]] = {}  # of the numbers of tensors from outside
+        self._in_range: list[tuple[int, float, float, int | None]] = []  # those that must be: see ``Ran``
         self._written: set[int] = set()  # addresses of tensors that are changed
         self._entered = self._drawn = 0  # bytes of tensors from outside, and of random ones in their place
 
@@ -244,11 +262,17 @@ class Recorder(TorchFunctionMode):
     def call(self, func: Any, args: Any, kwargs: Any, grad: bool) -> Any:
         """Record a call, or make it now behind all that was recorded."""
         self.grad = grad
+        if self._is_constant(func, args, kwargs):
+            found = func(*args, **kwargs)
+            if isinstance(found, Tensor):
+                self.constants[id(found)] = found
+            return found
         try:
             self._refuse_hooks()
             return self._record(func, args, kwargs, grad)
         except NeedsValueError as error:
             self.reasons.append(str(error))
+        self.is_alone = False
         self.flush(as_it_stands=getattr(func, "__name__", "") not in _ENDS)
         with torch.set_grad_enabled(grad):
             found = func(*args, **kwargs)
@@ -256,6 +280,14 @@ class Recorder(TorchFunctionMode):
             let_others_see(args[0])
         self._since = time.perf_counter()
         return found
+
+    def _is_constant(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a call makes a tensor of numbers that no call waits for, or reads the values of such a tensor."""
+        if func in _VALUES_OF:
+            return len(args) == 1 and id(args[0]) in self.constants and id(args[0]) not in self._numbers
+        if func not in _OF_NUMBERS or (func in _CONSTRUCTORS and type not in map(type, kwargs.values())):
+            return False
+        return all(type(a) in _NUMBERS for a in pytree.tree_leaves((args, kwargs))) and not kwargs.get("requires_grad")
 
     def _refuse_hooks(self) -> None:
         """Hooks of saved tensors within the call, as those of a checkpoint, must get what these calls save."""
@@ -324,6 +356,7 @@ class Recorder(TorchFunctionMode):
             return self._record(applied, args, {}, grad)
         except NeedsValueError as error:
             self.reasons.append(str(error))
+            self.is_alone = False
             self.flush()
             with torch.set_grad_enabled(grad):
                 found = Applied(cls, objects)(*args)
@@ -399,9 +432,8 @@ class Recorder(TorchFunctionMode):
                 return self._known_of(args[0], func)
             kind = self._kind(func, args, kwargs, grad, None if now == self.ambient else now, (at, how))
             self._known[spelled] = kind
-        if kind.direct:
-            return func(*args, **kwargs)
-        if self._shared and self._is_view_of_shared(kind, leaves):
+        if kind.direct or (self._shared and self._is_view_of_shared(kind, leaves)):
+            self.is_alone = False
             return func(*args, **kwargs)
         if not kind.waits:
             self._check(kind, leaves)
@@ -556,6 +588,7 @@ class Recorder(TorchFunctionMode):
 
         What changes these runs all calls before it, and then this.
         """
+        self.is_alone = False
         self.is_paused = self.is_forked or is_forward_mode() or torch.get_default_dtype() != self._dtype
         self.records = not self.is_paused
 
@@ -592,9 +625,11 @@ class Recorder(TorchFunctionMode):
         if kind.raises:
             raise NeedsValueError("an error that depends on values")
         for place, low, high, ignored in kind.takes:
-            found = self._range_of(leaves[place], ignored)
+            found, number = self._range_of(leaves[place], ignored)
             if found is None or not (low <= found[0] and found[1] <= high):
                 raise NeedsValueError("an error that depends on values")
+            if number is not None:
+                self._in_range.append((number, low, high, ignored))
         if kind.draws:
             if not self._draws.are_current():
                 raise NeedsValueError("random numbers of another seed")
@@ -603,19 +638,22 @@ class Recorder(TorchFunctionMode):
             if True not in kind.tensors:
                 self._drawn += math.prod(known.shape) * known.dtype.itemsize
 
-    def _range_of(self, address: int, ignored: int | None) -> tuple[float, float] | None:
-        """Numbers between which those of a tensor lie; ``None``: nobody knows before it is computed."""
+    def _range_of(self, address: int, ignored: int | None) -> tuple[tuple[float, float] | None, int | None]:
+        """Numbers between which those of a tensor lie; ``None``: nobody knows before it is computed.
+
+        With them comes the number of the tensor from outside that they are of, if they are of one.
+        """
         written = {self._root_of(a) for a in self._written}
         dtype = self._like_at(address).dtype
         while address not in written:
             if address < 0:
-                return self._range_of_given(~address, ignored, written)
+                return self._range_of_given(~address, ignored, written), ~address
             found = self.kinds[address >> AT].gives.get(address & LOW)
             base = self._base_of(address)
             if found is not None or base is None or self._like_at(base).dtype != dtype:
-                return found
+                return found, None
             address = base
-        return None
+        return None, None
 
     def _range_of_given(self, number: int, ignored: int | None, written: set[int]) -> tuple[float, float] | None:
         """The range of a tensor from outside, if no call waits to change its memory."""
@@ -745,10 +783,11 @@ class Recorder(TorchFunctionMode):
         """Run what was recorded, or make its calls one by one. All tensors that the program holds become real."""
         if self._runs:
             return
+        self.is_alone &= self.is_over
         if not self.kinds:
             self._begin()  # the call that is made next may change what is known of its arguments
             return
-        alive = self._alive()
+        alive = self.alive()
         before, self.records, self._runs = self.records, False, True
         self.seconds += time.perf_counter() - self._since
         seed_again = self._draws.put_back()
@@ -837,7 +876,24 @@ class Recorder(TorchFunctionMode):
                 if type(t) is Later:
                     t.later_recorder = Failed(error)
 
-    def _alive(self) -> list[int]:
+    def has_run(self, form: Form, graph: Callable[..., list[Tensor]], alive: list[int]) -> None:
+        """The record has run by a plan."""
+        if self.is_alone:
+            originals = {number: t for t, number in self._copies.values()}
+            self.ran = Ran(form, graph, alive, self.given, originals, self.constants, self._in_range)
+
+    def references(self, alive: Sequence[int]) -> dict[int, int]:
+        """How many references the program has to results, by their addresses."""
+        count, found = sys.getrefcount, {}
+        for address in alive:
+            made = self.made[address >> AT]
+            if type(made) is tuple:
+                found[address] = count(made[address & LOW]) - _IN_A_TUPLE
+            else:
+                found[address] = count(made) - _IN_THE_LIST
+        return found
+
+    def alive(self) -> list[int]:
         """The addresses of results that the program still holds."""
         count, found = sys.getrefcount, []
         for number in range(len(self.made)):

@@ -1,0 +1,603 @@
+"""Calls that are known run without the user's code.
+
+The code of a function computes from its arguments and from what it sees: attributes, globals, closures. Where all of
+that is as it was at an earlier call, the code would make the same calls again, and leave the same states behind. So the
+plan of that call runs alone, and sets the states.
+
+``Sight`` finds all that the code sees; a function that sees what nobody can watch is not replayed. Tensors are known by
+their shapes and the like alone, as they are to a recorder: code that asks for their values is not replayed either.
+"""
+
+import functools
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from snnfast._core import backend as _backend
+from snnfast._core import watch
+from snnfast._program.places import ABSENT, Places, Slot
+from snnfast._program.seen import Moment, Sight
+from snnfast._program.trace import NotElementwiseError
+from snnfast._unroll import state_gradients
+from snnfast.compiler.recording.changes import Changes
+from snnfast.compiler.recording.form import Form
+from snnfast.compiler.recording.kinds import NeedsValueError, known_of
+from snnfast.compiler.recording.later import Later, Like
+from snnfast.compiler.recording.waiting import range_of
+
+_MOST_SHAPES = 64
+"""Calls of so many shapes are known. The oldest are forgotten first."""
+
+_MOST_OF_A_SHAPE = 4
+"""So many calls of a shape are, such as the first one, which has no states yet, and those in training and not."""
+
+_PATIENCE = 8
+"""So many calls that are learned and not replayed, and no more are learned."""
+
+_NUMBERS = (int, float, bool, str, bytes, complex, type(None), type(...), torch.dtype, torch.device, torch.layout)
+
+
+class NotReplayedError(Exception):
+    """A call can't run without its code."""
+
+
+class Now(NamedTuple):
+    """The arguments of a call.
+
+    Attributes:
+        key: What is known of them, equal for calls that may be alike.
+        tensors: The tensors.
+        objects: Anything else that the code may read.
+        containers: Lists and dictionaries, with what they hold.
+    """
+
+    key: list[Any]
+    tensors: list[Tensor]
+    objects: list[Any]
+    containers: list[tuple[Any, list[Any]]]
+
+    @property
+    def root(self) -> Any:
+        """The network, which nothing here may keep alive."""
+        return self.objects[0] if self.objects else None
+
+
+def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Now:
+    """Look at the arguments of a call.
+
+    Raises:
+        NotReplayedError: Nothing is known of one.
+    """
+    now = Now([], [], [], [])
+    now.key.append(_spelled(args, now))
+    now.key.extend([(name, _spelled(a, now)) for name, a in kwargs.items()])
+    return now
+
+
+def _spelled(a: Any, now: Now) -> Any:
+    """Tell an argument, and enter what it consists of."""
+    t = type(a)
+    if t is Tensor or t is nn.Parameter:
+        now.tensors.append(a)
+        return _known(a)
+    if t in _NUMBERS:
+        return t, repr(a) if t is float else a
+    if t is tuple:
+        return t, *[_spelled(b, now) for b in a]
+    if t is list or t is dict:
+        entries = list(a.items()) if t is dict else list(a)
+        now.containers.append((a, entries))
+        return t, *[_spelled(b, now) for b in entries]
+    now.objects.append(a)
+    return t, id(a)
+
+
+def _known(t: Tensor) -> Like:
+    try:
+        return known_of(t)
+    except NeedsValueError as error:
+        raise NotReplayedError(str(error)) from None
+
+
+class _Seen(Places):
+    """All places that code reads, the tensors that it sees, and the functions that act."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+        self.acting: set[Any] = set()
+
+    def tensor(self, value: Tensor) -> None:
+        self.tensors.append(value)
+
+    def acts(self, function: Any) -> None:
+        self.acting.add(getattr(function, "__code__", function))
+
+
+class _Acts:
+    """Watches a call for functions that act, such as ``print``. One that the code names it may not call.
+
+    Args:
+        acting: These functions, or their codes.
+
+    Attributes:
+        found: The name of one that was called.
+    """
+
+    def __init__(self, acting: Collection[Any]) -> None:
+        self._acting = acting
+        self.found = ""
+
+    def __enter__(self) -> "_Acts":
+        if self._acting:
+            if sys.getprofile() is not None:
+                self.found = "a profiler"
+            else:
+                sys.setprofile(self._see)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._acting and self.found != "a profiler":
+            sys.setprofile(None)
+
+    def _see(self, frame: Any, event: str, function: Any) -> None:
+        if event == "c_call" and function in self._acting:
+            self.found = self.found or function.__name__
+        elif event == "call" and frame.f_code in self._acting:
+            self.found = self.found or frame.f_code.co_name
+
+
+class _Same:
+    """An object that is put where the code would put it. Numbers are the same if they are equal."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and _are_same(self.value, other.value)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _are_same(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and type(a) in _NUMBERS and repr(a) == repr(b))
+
+
+class _Made(NamedTuple):
+    """A result of the plan, by its number."""
+
+    number: int
+
+
+class _Taken(NamedTuple):
+    """A tensor that the call began with: an argument, or a state, by its number."""
+
+    number: int
+
+
+class _Container(NamedTuple):
+    """A tuple, list or dictionary that the call makes. One that is met again is told by its number."""
+
+    kind: Any
+    entries: tuple[Any, ...]
+    number: int
+
+
+class _Left(NamedTuple):
+    """What a call leaves behind: its result, and what is in the slots that it has written to."""
+
+    result: Any
+    slots: tuple[Any, ...]
+
+
+class _Reader:
+    """Tells what a call has left behind, in a way that tells how to make it again.
+
+    Attributes:
+        references: How often each result was found, by its address.
+    """
+
+    def __init__(self, alive: Sequence[int], taken: Sequence[Tensor], known: Iterable[Any]) -> None:
+        self._numbers = {address: i for i, address in enumerate(alive)}
+        self._taken = {id(t): i for i, t in reversed(list(enumerate(taken)))}
+        self._known = {id(a) for a in known}
+        self._containers: dict[int, tuple[Any, _Container]] = {}
+        self.references: Counter[int] = Counter()
+
+    def read(self, a: Any) -> Any:
+        t = type(a)
+        if t is Later:
+            self.references[a.later_address] += 1
+            return _Made(self._numbers[a.later_address])
+        if id(a) in self._taken:
+            return _Taken(self._taken[id(a)])
+        if a is ABSENT or t in _NUMBERS or t is torch.Size or id(a) in self._known:
+            return _Same(a)
+        is_tuple = isinstance(a, tuple) and (t is tuple or hasattr(t, "_fields"))
+        if not is_tuple and t is not list and t is not dict:
+            raise NotReplayedError(f"it makes an object of the type {t.__name__}")
+        if id(a) in self._containers:
+            return self._containers[id(a)][1]._replace(entries=())
+        number = len(self._containers)
+        self._containers[id(a)] = a, _Container(t, (), number)
+        keys = tuple(a) if t is dict else ()
+        if not all(type(key) in _NUMBERS for key in keys):
+            raise NotReplayedError("it makes a dictionary whose keys are objects")
+        entries = tuple([self.read(b) for b in (a.values() if t is dict else a)])
+        return _Container((t, keys), entries, number)
+
+
+def _written(told: Any, made: Sequence[Tensor], taken: Sequence[Tensor], containers: dict[int, Any]) -> Any:
+    """What is told, made anew."""
+    kind = type(told)
+    if kind is _Made:
+        return made[told.number]
+    if kind is _Taken:
+        return taken[told.number]
+    if kind is _Same:
+        return told.value
+    if told.number in containers:
+        return containers[told.number]
+    t, keys = told.kind
+    entries = [_written(a, made, taken, containers) for a in told.entries]
+    found = dict(zip(keys, entries, strict=True)) if t is dict else t(*entries) if hasattr(t, "_fields") else t(entries)
+    return containers.setdefault(told.number, found)
+
+
+class Ran(NamedTuple):
+    """A record that has run by a plan, all of it at once.
+
+    Attributes:
+        graph: It runs the record on the inputs of the form.
+        given: Tensors from outside.
+        originals: Of those that are copies, what they are copies of, by their numbers.
+        constants: Those that the program has made of numbers, by their ids.
+        ranges: Numbers of such tensors that must hold values of a range: the number, the least value, the largest, and
+            another one that it may hold.
+    """
+
+    form: Form
+    graph: Callable[..., list[Tensor]]
+    alive: list[int]
+    given: list[Tensor]
+    originals: dict[int, Tensor]
+    constants: dict[int, Tensor]
+    ranges: list[tuple[int, float, float, int | None]]
+
+
+class Known:
+    """A call that may be replayed.
+
+    Args:
+        guard: Tells whether all that the code sees is as it was, but for the slots.
+        slots: Those that the call writes to.
+        states: What they held, as ``_state`` tells it.
+        tensors: Tensors that the code sees, which are not in slots.
+        taken: Those that the call began with.
+        acting: Functions that act, which the code has not called.
+
+    Attributes:
+        is_sure: It has come twice, and both times it did the same.
+    """
+
+    def __init__(
+        self,
+        guard: Callable[..., bool],
+        slots: list[Slot],
+        states: list[Any],
+        tensors: Iterable[Tensor],
+        taken: Sequence[Tensor],
+        acting: set[Any],
+    ) -> None:
+        self.acting = acting
+        self._guard, self.slots, self._states = guard, slots, states
+        self._tensors = [(t, _known(t)) for t in tensors]
+        self._pattern = _pattern(taken)
+        self._ran: Ran | None = None
+        self._left: _Left | None = None
+        self._sources: list[int | Tensor] = []
+        self.is_sure = False
+
+    def sees(self, root: Any) -> bool:
+        """Whether all that the code sees is as it was, but for the slots."""
+        try:
+            return self._guard(root)
+        except (KeyError, AttributeError, ValueError, IndexError):
+            return False
+
+    def begins(self, now: Now) -> list[Tensor] | None:
+        """The tensors that a call begins with; ``None``: it does not begin as this one."""
+        if not self.sees(now.root):
+            return None
+        taken = list(now.tensors)
+        if any(_state(slot.get(), taken) != before for slot, before in zip(self.slots, self._states, strict=True)):
+            return None
+        if any(_known(t) is not like for t, like in self._tensors):
+            return None
+        return taken if _pattern(taken) == self._pattern else None
+
+    def learn(self, ran: Ran, left: _Left, taken: Sequence[Tensor]) -> None:
+        """Remember what the call did; it is sure if that was the same as the last time.
+
+        Raises:
+            NotReplayedError: It has read a tensor that it has made by itself.
+        """
+        sources = _sources(ran, taken, [t for t, _ in self._tensors])
+        if self._ran is not None:
+            form = self._ran.form
+            self.is_sure = (
+                left == self._left
+                and len(sources) == len(self._sources)
+                and all(_are_alike(a, b, ran.constants) for a, b in zip(sources, self._sources, strict=True))
+                and form.is_like(ran.form)
+            )
+        self._ran, self._left, self._sources = ran._replace(given=[], originals={}), left, sources
+        self._changes = Changes(ran.form.kinds, ran.form.leaves)
+        self._grad = any(kind.grad for kind in set(ran.form.kinds))
+
+    def replay(self, taken: Sequence[Tensor]) -> tuple[Any] | None:
+        """Do what the call did. Returns its result; ``None``: nothing was done, for that can't be done here."""
+        ran, left = self._ran, self._left
+        assert ran is not None
+        assert left is not None
+        given = [a if isinstance(a, Tensor) else taken[a] for a in self._sources]
+        for number, low, high, ignored in ran.ranges:
+            least, most = range_of(given[number], ignored)
+            if not (low <= least and most <= high):
+                return None
+        if not ran.form.shares_as(given):
+            return None
+        with torch.set_grad_enabled(self._grad):
+            state = self._changes.state_of(given)
+            try:
+                found = ran.graph(*ran.form.inputs_of(given))
+            except Exception:
+                if not state.put_back():
+                    raise
+                return None  # the loop may fail, too: then it tells where
+        made = _apart(found, given)
+        containers: dict[int, Any] = {}
+        result = _written(left.result, made, taken, containers)
+        for slot, told in zip(self.slots, left.slots, strict=True):
+            slot.set(_written(told, made, taken, containers))
+        return (result,)
+
+
+def _state(a: Any, tensors: list[Tensor]) -> Any:
+    """Tell what a slot holds, and append the tensors in it to a list."""
+    t = type(a)
+    if t is list or t is tuple:
+        return t, *[_state(b, tensors) for b in a]
+    if t is dict:
+        return t, *[(_Same(key), _state(b, tensors)) for key, b in a.items()]
+    if isinstance(a, Tensor) and t is not Later:
+        tensors.append(a)
+        return _known(a)
+    return _Same(a)
+
+
+def _containers(a: Any) -> list[Any]:
+    """The lists, tuples and dictionaries in what a slot holds, and that itself."""
+    if type(a) is not list and type(a) is not tuple and type(a) is not dict:
+        return []
+    return [a, *(c for b in (a.values() if type(a) is dict else a) for c in _containers(b))]
+
+
+def _sources(ran: Ran, taken: Sequence[Tensor], seen: Sequence[Tensor]) -> list[int | Tensor]:
+    """Where each tensor from outside comes from: the number of one that the call began with, or one that is seen."""
+    numbers = {id(t): i for i, t in reversed(list(enumerate(taken)))}
+    known = {id(t) for t in seen}
+    written = Changes(ran.form.kinds, ran.form.leaves).written
+    found: list[int | Tensor] = []
+    for number, copy in enumerate(ran.given):
+        t = ran.originals.get(number, copy)
+        if id(t) in numbers:
+            found.append(numbers[id(t)])
+        elif id(t) in known or (id(t) in ran.constants and number not in written):
+            found.append(t)
+        else:
+            raise NotReplayedError("it reads a tensor that it makes without a recorder, or finds where nobody can see")
+    return found
+
+
+def _apart(found: Sequence[Tensor], given: Iterable[Tensor]) -> list[Tensor]:
+    """Results of a plan as objects of their own, as ``Recorder.deliver`` has them."""
+    holders = {id(t): t for t in given}
+    made = []
+    with torch.enable_grad():  # a view that is made without may not be changed in place
+        for value in found:
+            holder = holders.get(id(value))
+            made.append(value if holder is None else holder.view_as(holder))
+            holders.setdefault(id(value), value)
+    return made
+
+
+def _are_alike(a: int | Tensor, b: int | Tensor, constants: dict[int, Tensor]) -> bool:
+    """Whether two sources are the same. A tensor that the program makes of numbers is another object each time."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and id(a) in constants:
+        return _known(a) is _known(b) and torch.equal(a, b)
+    return _are_same(a, b)
+
+
+def _pattern(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """Which tensors are the same object."""
+    first: dict[int, int] = {}
+    return tuple([first.setdefault(id(t), i) for i, t in enumerate(tensors)])
+
+
+class _Shape:
+    """Calls whose arguments are alike.
+
+    Attributes:
+        known: Those that may be replayed, the last one first.
+        is_planned: The last call ran by a plan alone.
+        root: The network that they are of. If it is not there any more, nobody keeps what they know.
+    """
+
+    def __init__(self, root: Any, forget: Callable[[Any], None]) -> None:
+        self.known: list[Known] = []
+        self.is_planned = False
+        self.root = weakref.ref(root, forget) if isinstance(root, nn.Module) else None
+
+
+class Replays:
+    """The calls of a function that run without its code, where all that the code sees is as it was.
+
+    Args:
+        function: The function.
+
+    Attributes:
+        reason: Why no more calls are learned.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._sight = Sight(function, whole=True)
+        self._shapes: dict[Any, _Shape] = {}
+        self._in_vain = 0  # so many were learned and not replayed since
+        self.reason = ""
+
+    def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Attempt | None":
+        """Look at a call that begins; ``None``: it is not one to replay."""
+        if (self.reason and not self._shapes) or watch.watchers:
+            return None
+        try:
+            now = arguments(args, kwargs)
+        except NotReplayedError as error:
+            self.reason = self.reason or str(error)
+            return None
+        key = torch.is_grad_enabled(), _backend.current_backend(), state_gradients.setting.value, *now.key
+        shape = self._shapes.get(key)
+        if shape is None:
+            if self.reason:
+                return None
+            if len(self._shapes) >= _MOST_SHAPES:
+                del self._shapes[next(iter(self._shapes))]
+            shape = self._shapes[key] = _Shape(now.root, functools.partial(_forget, weakref.ref(self), key))
+        for known in shape.known:
+            taken = known.begins(now)
+            if taken is not None:
+                return Attempt(self, now, shape, known, taken)
+        return Attempt(self, now, shape, None, [*now.tensors])
+
+    def replay(self, attempt: "Attempt") -> tuple[Any] | None:
+        known = attempt.known
+        if known is None or not known.is_sure:
+            return None
+        found = known.replay(attempt.taken)
+        if found is not None:
+            self._in_vain = 0
+        return found
+
+    def look(self, attempt: "Attempt") -> None:
+        """Look at all that the code sees, before a call that may be learned."""
+        if attempt.known is not None or not attempt.shape.is_planned or self.reason:
+            return
+        self._in_vain += 1
+        if self._in_vain > _PATIENCE:
+            self.reason = "what it sees is another each time"
+            return
+        try:
+            attempt.moment = self._sight.look(attempt.now.objects, _Seen)
+        except NotElementwiseError as error:
+            self.reason = str(error)
+
+
+def _forget(replays: Any, key: Any, _: Any) -> None:
+    found = replays()
+    if found is not None:
+        found._shapes.pop(key, None)
+
+
+class Attempt:
+    """A call that is replayed, or may be learned.
+
+    Attributes:
+        known: The call that it begins as, if there is one.
+        taken: The tensors that it begins with.
+        moment: All that the code sees, if the call is learned.
+    """
+
+    def __init__(self, replays: Replays, now: Now, shape: _Shape, known: Known | None, taken: list[Tensor]) -> None:
+        self._replays = replays
+        self.now, self.shape, self.known, self.taken = now, shape, known, taken
+        self.moment: Moment | None = None
+        self._left: _Left | None = None
+        self._acts = _Acts(())
+
+    def watched(self) -> _Acts:
+        """A context for the call."""
+        places: Any = self.moment and self.moment.places
+        if self.known is not None or places is not None:
+            self._acts = _Acts(places.acting if self.known is None else self.known.acting)
+        return self._acts
+
+    def end(self, result: list[Any], recorder: Any) -> None:
+        """See what the call has left behind, before what was recorded runs.
+
+        Args:
+            result: What it returned, in a list.
+            recorder: The recorder, whose record is all that the call has done.
+        """
+        if not recorder.is_alone or (self.known is None and self.moment is None):
+            return
+        try:
+            self._left = self._read(result, recorder)
+        except (NotReplayedError, ValueError) as error:
+            self._replays.reason = self._replays.reason or str(error)
+
+    def _read(self, result: list[Any], recorder: Any) -> _Left:
+        if self._acts.found:
+            raise NotReplayedError(f"it calls {self._acts.found}")
+        for held, entries in self.now.containers:
+            if not _hold_the_same(held, entries):
+                raise NotReplayedError("it changes a list or a dictionary among its arguments")
+        seen: list[Any] = [*self.now.objects]
+        if self.known is None:
+            assert self.moment is not None
+            self.known = self._new(self.moment)
+            seen += self.moment.kept
+        elif not self.known.sees(self.now.root):
+            raise NotReplayedError("it changes what it sees")
+        alive = recorder.alive()
+        reader = _Reader(alive, self.taken, seen)
+        left = _Left(reader.read(result[0]), tuple([reader.read(slot.get()) for slot in self.known.slots]))
+        if recorder.references(alive) != reader.references:
+            raise NotReplayedError("it keeps a result where nobody can see it")
+        return left
+
+    def _new(self, moment: Moment) -> Known:
+        places: Any = moment.places
+        slots: list[Slot] = places.changed()
+        before = [slot.before() for slot in slots]
+        states = [_state(a, self.taken) for a in before]
+        containers = {id(a) for held in before for a in _containers(held)}
+        begun = {id(t) for t in self.taken}
+        tensors = [t for t in places.tensors if id(t) not in begun]
+        guard = places.test(slots, containers, self.now.root)
+        return Known(guard, [slot.alone() for slot in slots], states, tensors, self.taken, places.acting)
+
+    def keep(self, ran: Ran | None) -> None:
+        """Learn from the call, if it ran by a plan alone."""
+        self.shape.is_planned = ran is not None
+        if ran is None or self._left is None or self.known is None:
+            return
+        try:
+            self.known.learn(ran, self._left, self.taken)
+        except NotReplayedError as error:
+            self._replays.reason = self._replays.reason or str(error)
+            return
+        if self.known not in self.shape.known:
+            self.shape.known.insert(0, self.known)
+            del self.shape.known[_MOST_OF_A_SHAPE:]
+
+
+def _hold_the_same(held: Any, entries: list[Any]) -> bool:
+    now = list(held.items()) if isinstance(held, dict) else held
+    if isinstance(held, dict):
+        return len(now) == len(entries) and all(a is c and b is d for (a, b), (c, d) in zip(now, entries, strict=True))
+    return len(now) == len(entries) and all(a is b for a, b in zip(now, entries, strict=True))
