@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from snnfast.neurons.base import SpikingLayer
+from snnfast.neurons.subclass import is_derived
 
 __all__ = ["convert", "is_snntorchs", "reset"]
 
@@ -60,7 +61,7 @@ def convert(net: nn.Module) -> dict[str, str]:
     left: dict[str, str] = {}
     if any(map(is_snntorchs, net.modules())):
         left |= importlib.import_module("snnfast.snntorch._convert").convert(net).left
-    if any(type(module).__module__.startswith("spikingjelly.") for module in net.modules()):
+    if any(c.__module__.startswith("spikingjelly.") for module in net.modules() for c in type(module).__mro__):
         left |= importlib.import_module("snnfast.spikingjelly").convert(net)
     return left
 
@@ -72,10 +73,15 @@ def layers_at_once(net: nn.Module | None) -> int:
     """
     modules = list(net.modules()) if net is not None else []
     layers: list[Any] = [m for m in modules if isinstance(m, SpikingLayer) or is_snntorchs(m)]
-    if not all(_is_known(type(m)) and getattr(m, "step_mode", "s") == "m" for m in layers):
+    if not all(_is_ours(type(m)) and getattr(m, "step_mode", "s") == "m" for m in layers):
         return 0
-    classes = {c for m in modules for c in type(m).__mro__ if not _is_known(c)}
+    classes = {c for m in modules for c in type(m).__mro__ if m not in layers and not _is_known(c)}
     return 0 if _may_loop(classes) else len(layers)
+
+
+def _is_ours(layer: type) -> bool:
+    """Whether the steps of a layer are those of ours; a class that a user derived from it may have others."""
+    return _is_known(layer) or is_derived(layer)
 
 
 def _is_known(what: Any) -> bool:

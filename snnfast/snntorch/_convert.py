@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from snnfast import surrogate
 from snnfast._core.ops import RESET_MECHANISMS
 from snnfast._unroll.checks import check_spike_grad
+from snnfast.neurons.subclass import derived, is_derived, origin, replaced
 from snnfast.snntorch._drop_ins import LAYERS, DropIn, snntorch
 from snnfast.surrogate.base import FACTORIES
 from snnfast.surrogate.examine import recognise
@@ -23,9 +24,6 @@ _NEURONS = (snntorch.SpikingNeuron, snntorch.LeakyParallel)
 # The spike_grad that a converted layer had, and its replacement, for revert. They are kept outside of the layer,
 # because the former may not be picklable.
 _spike_grads: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Any]] = weakref.WeakKeyDictionary()
-
-# Subclasses of snnTorch's layers without a computation of their own, put on snnfast's.
-_subclasses: dict[type, type[DropIn]] = {}
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def revert(net: nn.Module) -> Report:
     for name, module in _neurons(net):
         if not isinstance(module, DropIn):
             continue
-        if type(module) not in LAYERS and type(module) not in _subclasses.values():
+        if type(module) not in LAYERS and not is_derived(type(module)):
             base = type(module)._drop_in.__name__
             left[name] = f"{type(module).__name__} was made as a subclass of snnfast.snntorch.{base}"
             continue
@@ -146,11 +144,8 @@ def _reason_to_leave(module: Any) -> str | None:
     theirs = layer._theirs
     if parametrize.is_parametrized(module):
         return "it is parametrized: convert it before register_parametrization"
-    for method in ("forward", *layer._parts, "reset_mem", "_init_mem"):
-        if getattr(cls, method) is not getattr(theirs, method):
-            return f"{cls.__name__} has its own {method}"
-        if method in vars(module):
-            return f"its {method} was replaced"
+    if reason := replaced(module, theirs, ("forward", *layer._parts, "reset_mem", "_init_mem")):
+        return reason
     function: Any = getattr(module.state_function, "__func__", None)
     if function not in [getattr(theirs, n) for n in _STATE_FUNCTIONS]:
         return "its state_function was replaced"
@@ -204,7 +199,7 @@ def _swap_back(module: Any) -> None:
     vars(module).pop("_checked", None)  # options of the fused layer
     states = {name: vars(module).pop(name) for name in module.neuron.states}
     cls = type(module)
-    module.__class__ = cls._theirs if cls in LAYERS else cls.__mro__[1]
+    module.__class__ = cls._theirs if cls in LAYERS else origin(cls)
     for name, state in states.items():
         module.register_buffer(name, state, persistent=False)
     _set_spike_grad(module, spike_grad)
@@ -238,20 +233,4 @@ def _layer_for(cls: type) -> type[DropIn] | None:
 
 def _class_for(cls: type) -> type[DropIn]:
     layer = cast(type[DropIn], _layer_for(cls))
-    if cls is layer._theirs:
-        return layer
-    if cls not in _subclasses:
-        # The user's class comes first, so that whatever it defines stays.
-        members = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__reduce_ex__": _reduce}
-        _subclasses[cls] = type(cls.__name__, (cls, layer), members)
-    return _subclasses[cls]
-
-
-def _reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
-    """Pickle by the user's class, which can be imported."""
-    return _rebuild, (type(self).__mro__[1],), self.__getstate__()
-
-
-def _rebuild(cls: type) -> Any:
-    made: Any = _class_for(cls)
-    return made.__new__(made)
+    return layer if cls is layer._theirs else cast(type[DropIn], derived(cls, layer))

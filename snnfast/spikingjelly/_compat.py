@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from snnfast.neurons.subclass import derived, replaced
 from snnfast.spikingjelly import base, cext, functional, layer, neuron, surrogate
-from snnfast.spikingjelly.neuron import BaseNode, IFNode, LIFNode, ParametricLIFNode
+from snnfast.spikingjelly.neuron import ATTRIBUTES, BaseNode, IFNode, LIFNode, ParametricLIFNode
 
 __all__ = ["convert", "enable_compat"]
 
@@ -58,8 +59,10 @@ def convert(net: nn.Module) -> dict[str, str]:
     """Put the nodes of an installed SpikingJelly on the kernels, in place.
 
     Each node stays the same object, with its parameters, options, membrane and hooks. So optimizers, references and
-    checkpoints stay valid. Layers of other kinds, such as ``layer.Conv2d``, are left as they are, and work with the
-    nodes. Reset the network by ``functional.reset_net`` afterwards: SpikingJelly's own does it, too, but warns.
+    checkpoints stay valid. A node of a class that you derived from SpikingJelly's is converted if that changes nothing
+    in the computation, for example if it has an ``__init__`` with other defaults. It stays an instance of your class.
+    Layers of other kinds, such as ``layer.Conv2d``, are left as they are, and work with the nodes. Reset the network by
+    ``functional.reset_net`` afterwards: SpikingJelly's own does it, too, but warns.
 
     Args:
         net: Any module, also a single node.
@@ -69,25 +72,54 @@ def convert(net: nn.Module) -> dict[str, str]:
 
     Raises:
         TypeError: ``net`` is not a module.
+
+    Example::
+
+        >>> from spikingjelly.activation_based import neuron  # doctest: +SKIP
+        >>> net = nn.Sequential(nn.Linear(8, 4), neuron.LIFNode(), neuron.QIFNode())  # doctest: +SKIP
+        >>> snnfast.spikingjelly.convert(net)  # doctest: +SKIP
+        {'2': 'snnfast has no kernel for QIFNode'}
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
     left = {}
     for name, module in net.named_modules():
-        if not any(c.__name__ == "BaseNode" and _is_theirs(c) for c in type(module).__mro__):
+        cls = type(module)
+        theirs = [c for c in cls.__mro__ if _is_theirs(c)]
+        if isinstance(module, BaseNode) or not any(c.__name__ == "BaseNode" for c in theirs):
             continue
-        kind = _NODES.get(type(module).__name__)
-        if kind is None or not _is_theirs(type(module)):
-            left[name] = f"snnfast has no kernel for {type(module).__name__}"
-        elif "forward" in vars(module):
-            left[name] = "its forward was replaced"
+        kind = _NODES.get(theirs[0].__name__)
+        if kind is None:
+            left[name] = f"snnfast has no kernel for {cls.__name__}"
+        elif reason := _reason_to_leave(module, theirs[0], kind):
+            left[name] = reason
         else:
-            _swap(module, kind)
+            _swap(module, kind if cls is theirs[0] else derived(cls, kind, _before_theirs))
     return left
 
 
 def _is_theirs(kind: type) -> bool:
     return kind.__module__.startswith("spikingjelly.")
+
+
+def _reason_to_leave(node: Any, theirs: type, kind: type[BaseNode]) -> str | None:
+    known = (c for c in (*theirs.__mro__, *kind.__mro__) if c not in nn.Module.__mro__)
+    parts = {name for c in known for name in vars(c) if not name.startswith("__")} - {"extra_repr"}
+    if reason := replaced(
+        node, theirs, sorted({*parts, *ATTRIBUTES, "__getattribute__", "__getattr__", "__setattr__"})
+    ):
+        return reason
+    if others := [name for name in node._memories if name != "v"]:
+        return f"{type(node).__name__} has a state {others[0]}"
+    return None
+
+
+def _before_theirs(kind: type[BaseNode], cls: type) -> type:
+    """Our node as a subclass of SpikingJelly's that ``cls`` is derived from, with all methods of our own."""
+    theirs = next(filter(_is_theirs, cls.__mro__))
+    # SpikingJelly's would come before these, and look for the membrane elsewhere.
+    methods = {name: f for name, f in vars(nn.Module).items() if callable(f) and getattr(kind, name) is f}
+    return type(kind.__name__, (kind, theirs), {**methods, "__module__": __name__})
 
 
 def _swap(node: Any, kind: type[BaseNode]) -> None:

@@ -36,6 +36,9 @@ _Checked = tuple[Any, tuple[float, bool] | None, Options, tuple[Tensor, ...] | N
 _NUMBERS = {"v_threshold", "v_reset", "surrogate_function", "detach_reset", "tau", "decay_input"}
 """Attributes that may be assigned to a node at any time, which takes effect with the next step."""
 
+ATTRIBUTES = {*_NUMBERS, "v", "v_seq", "w"}
+"""All that a step reads and writes."""
+
 
 class BaseNode(StepModule, SpikingLayer):
     """The base of all nodes: a step charges the membrane, fires where it reaches the threshold, and resets it.

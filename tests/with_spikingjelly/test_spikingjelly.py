@@ -4,7 +4,10 @@ import copy
 import importlib.util
 import itertools
 import random
+import sys
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -242,7 +245,7 @@ def test_a_network_is_spikingjellys(theirs: Any) -> None:
 def test_convert_leaves_what_it_does_not_know(theirs: Any) -> None:
     from spikingjelly.activation_based import neuron as their_neuron
 
-    class Own(their_neuron.LIFNode):  # type: ignore[misc]
+    class Own(their_neuron.QIFNode):  # type: ignore[misc]
         pass
 
     node = theirs.neuron.LIFNode(3.0, v_reset=None, step_mode="m", store_v_seq=True)
@@ -250,12 +253,140 @@ def test_convert_leaves_what_it_does_not_know(theirs: Any) -> None:
     spikes = node(x).clone()
     v, again = node.v, copy.deepcopy(node)(x)
     net = nn.Sequential(their_neuron.QIFNode(), Own(), node)
-    assert list(convert(net)) == ["0", "1"]
+    assert convert(net) == {"0": "snnfast has no kernel for QIFNode", "1": "snnfast has no kernel for Own"}
     assert_bits_equal(node.v, v)
     assert_bits_equal(node(x), again)
     functional.reset_net(node)
     assert_bits_equal(node(x), spikes)
     assert_bits_equal(node.v_seq[-1], node.v)
+
+
+DERIVED = """
+import torch
+from spikingjelly.activation_based import neuron
+
+class LIF(neuron.LIFNode):
+    def __init__(self, step_mode="m"):
+        super().__init__(tau=3.0, detach_reset=True, step_mode=step_mode)
+        self.label = "mine"
+    def extra_repr(self):
+        return f"{self.label}, {super().extra_repr()}"
+
+class PLIF(neuron.ParametricLIFNode):
+    def __init__(self, step_mode="m"):
+        super().__init__(init_tau=3.0, v_reset=None, step_mode=step_mode)
+
+class IF(neuron.IFNode):
+    pass
+"""
+
+
+@pytest.fixture
+def of_a_user(theirs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A module with classes that a user has derived from SpikingJelly's."""
+    (tmp_path / "derived_nodes.py").write_text(DERIVED)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("derived_nodes")
+    del sys.modules["derived_nodes"]
+
+
+@pytest.mark.parametrize("name", ["LIF", "PLIF", "IF"])
+def test_a_class_that_only_sets_defaults_is_converted_and_stays(theirs: Any, of_a_user: ModuleType, name: str) -> None:
+    cls = getattr(of_a_user, name)
+    others, x = cls(), 3 * torch.rand(5, 2, 4)
+    others.step_mode = "m"
+    with torch.no_grad():
+        others(x[:2])
+    node, shown = copy.deepcopy(others), repr(others)
+    assert convert(node) == {}
+    ours = next(kind for kind in (neuron.LIFNode, neuron.ParametricLIFNode, neuron.IFNode) if isinstance(node, kind))
+    assert isinstance(node, cls)
+    assert type(node).forward is ours.forward
+    assert ("mine" in repr(node)) == ("mine" in shown)
+    before = type(node)
+    assert convert(node) == {}
+    assert type(node) is before
+    for found in (node, *copies_of(node)):
+        assert type(found) is type(node)
+        expected = copy.deepcopy(others)
+        for functions in (functional, theirs.functional):
+            spikes = found(x)
+            assert_bits_equal(spikes, expected(x))
+            assert_bits_equal(found.v, expected.v)
+            for net in (found, expected):
+                functions.detach_net(net)
+                functions.reset_net(net)
+        found.double()(x.double())
+        assert found.v.dtype == torch.float64
+
+
+def test_a_converted_class_is_loaded_in_another_process(theirs: Any, of_a_user: ModuleType, tmp_path: Path) -> None:
+    node, x = of_a_user.LIF(), 3 * torch.rand(5, 2, 4)
+    convert(node)
+    torch.save(node, tmp_path / "node.pt")
+    torch.save((x, node(x)), tmp_path / "expected.pt")
+    code = """
+import torch
+node = torch.load("node.pt", weights_only=False)
+x, spikes = torch.load("expected.pt")
+print(torch.equal(node(x), spikes), type(node).__mro__[1].__module__, node.label)
+"""
+    assert fresh(code, tmp_path) == "True derived_nodes mine"
+
+
+def test_a_class_that_computes_something_else_is_left(theirs: Any) -> None:
+    nodes = theirs.neuron
+    changes: dict[str, Any] = {
+        name: lambda self, *args: None
+        for name in (
+            "forward", "single_step_forward", "multi_step_forward", "single_step_functional_forward", "reset",
+            "_charge", "__setattr__",
+        )
+    }  # fmt: skip
+    changes |= {"tau": property(lambda self: 2.0), "_values": 3}
+    for name, value in changes.items():
+        node = nodes.LIFNode()
+        node.__class__ = type("Own", (nodes.LIFNode,), {name: value})
+        assert convert(node) == {"": f"Own has its own {name}"}
+    inherits = type("Inherits", (type("Own", (nodes.IFNode,), {"forward": changes["forward"]}),), {})
+    replaced, with_state = nodes.LIFNode(), type("WithState", (nodes.LIFNode,), {})()
+    replaced.multi_step_forward = lambda x_seq: x_seq
+    with_state.register_memory("u", 0.0)
+    net = nn.Sequential(inherits(), replaced, with_state)
+    kinds = list(map(type, net))
+    assert convert(net) == {
+        "0": "Inherits has its own forward",
+        "1": "its multi_step_forward was replaced",
+        "2": "WithState has a state u",
+    }
+    assert list(map(type, net)) == kinds
+
+
+@pytest.mark.needs_extension
+@pytest.mark.usefixtures("nothing_compiled")
+def test_compile_converts_a_class_that_only_sets_defaults(theirs: Any, of_a_user: ModuleType) -> None:
+    torch.manual_seed(0)
+    node = of_a_user.LIF()
+    del node.surrogate_function  # a module of SpikingJelly, by which it would be known as well
+    node.surrogate_function = surrogate.ATan()
+    x, net = 3 * torch.rand(7, 5, 6), nn.Sequential(nn.Linear(6, 30), node, nn.Linear(30, 4))
+    expected = net(x)
+    theirs.functional.reset_net(net)
+    with pytest.warns(UserWarning, match="its layer of neurons already runs all steps in one call"):
+        torch.testing.assert_close(snnfast.compile(net)(x), expected)
+    assert isinstance(net[1], of_a_user.LIF)
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(6, 30), of_a_user.LIF("s"), nn.Linear(30, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            functional.reset_net(self)
+            return torch.stack([self.net(step) for step in x])
+
+    (graph,) = snnfast.explain(Loop(), x).graphs
+    assert "7 steps of ifnode: one unroll, with the linear behind it" in graph.merged
 
 
 def test_reset_begins_at_the_reset_value(theirs: Any) -> None:
