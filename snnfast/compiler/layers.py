@@ -8,12 +8,13 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast._core.ops import NEURONS
-from snnfast.compiler.calls import is_step, line_of, name_of, signature_of, step_of
+from snnfast.compiler.calls import is_step, line_of, literal, name_of, signature_of, step_of
 from snnfast.compiler.facts import Facts
 from snnfast.compiler.loop import Statement
 from snnfast.compiler.order import cycles
 
 SINGLE = "it runs for a single step"
+GIVEN = "it runs for a single step, from a state that was there before"
 CHANGED = "its states or parameters are changed between two steps"
 """Why a step is alone: its layer makes a single step, or several."""
 FED_BACK = "its input at a step depends on its output at an earlier step"
@@ -79,6 +80,7 @@ def layers_of(facts: Facts) -> list[Statement]:
         layer.calls.append(node)
         of_step[node] = layer
     lines = Counter(line_of(layer.node) for layer in found)
+    once = {} if _go_on_within(facts) else _single(found)
     for layer in found:
         results = [u for step in layer.calls for u in step.users]
         if any("hook" in name_of(reader.target) for u in results for reader in u.users):
@@ -90,12 +92,37 @@ def layers_of(facts: Facts) -> list[Statement]:
         elif any(step.args[1] in facts.written_untracked for step in layer.calls):
             layer.reason = "its input is changed in place, through .data"
         elif len(layer.calls) == 1:
-            layer.reason = SINGLE if lines[line_of(layer.node)] == 1 else CHANGED
+            layer.reason = once.get(layer.node, SINGLE if lines[line_of(layer.node)] == 1 else CHANGED)
     of_step = {step: layer for step, layer in of_step.items() if layer.reason is None}
     waits = _waits(facts, of_step)
     for layer in [v for vertices in cycles(waits) for v in vertices if isinstance(v, Statement)]:
         layer.reason = FED_BACK
     return found
+
+
+def _go_on_within(facts: Facts) -> bool:
+    """Whether a step starts from a state that is computed from the results of another one."""
+    after: set[Node] = set()
+    for node in facts.nodes:
+        if is_step(node.target) and not after.isdisjoint(state for state in states_of(node) if isinstance(state, Node)):
+            return True
+        if is_step(node.target) or not after.isdisjoint(node.all_input_nodes):
+            after.add(node)
+    return False
+
+
+def _single(layers: Sequence[Statement]) -> dict[Node, str]:
+    """The only steps of layers, which differ by their parameters or by the states that they are given; the reasons.
+
+    Layers in a container have their steps in one line of the program, as the steps of a loop have.
+    """
+    states = {
+        layer.node: [s if isinstance(s, Node) and s.op == "placeholder" else None for s in states_of(layer.node)]
+        for layer in layers
+    }
+    keys = {step: literal((step.args[0], given, parameters_of(step))) for step, given in states.items()}
+    times = Counter(keys.values())
+    return {step: GIVEN if all(given) else SINGLE for step, given in states.items() if times[keys[step]] == 1}
 
 
 def _waits(facts: Facts, of_step: dict[Node, Statement]) -> dict[Any, set[Any]]:

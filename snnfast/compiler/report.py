@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
+from torch._guards import TracingContext
 from torch.fx import GraphModule, Node
 
 from snnfast.compiler.calls import (
@@ -20,7 +21,7 @@ from snnfast.compiler.calls import (
     user_line,
 )
 from snnfast.compiler.distribute import Distributed
-from snnfast.compiler.layers import SINGLE
+from snnfast.compiler.layers import GIVEN, SINGLE
 from snnfast.compiler.loop import Statement
 from snnfast.compiler.parts.base import at_line, steps_of
 from snnfast.compiler.parts.program import Program
@@ -147,17 +148,25 @@ def leave_alone(report: GraphReport, gm: GraphModule, reason: str = NO_NEURON) -
 
 def why_not(report: GraphReport, layers: list[Statement]) -> str:
     """Why nothing was merged, in words."""
+    if layers and all(layer.reason == GIVEN for layer in layers) and TracingContext.try_get() is None:
+        return OUTSIDE  # a record has all that the call did; dynamo may have cut the loop
     reasons = "; ".join(report.repeated[:3]) or "no call in it is made at every step"
-    if all(layer.reason == SINGLE for layer in layers):
-        reasons += ". " + OUTSIDE
+    if all(layer.reason in (SINGLE, GIVEN) for layer in layers):
+        reasons += ". " + MAY_BE_OUTSIDE
     return reasons
 
 
 OUTSIDE = (
+    "the loop over time is not in what you compiled. Each layer of neurons runs a single step, from a state that was "
+    "there before. Compile the function with the loop, as in snnfast.compile(forward_pass)"
+)
+"""The reason where the call is one step of a loop of the caller."""
+
+MAY_BE_OUTSIDE = (
     "The loop may be outside of what is compiled: compile the function that has it. Or it is cut by what torch.compile "
     "can't trace"
 )
-"""Advice where there is a single step."""
+"""Advice where there is a single step, and nobody knows of another one."""
 
 
 def number_of_cuts() -> int:

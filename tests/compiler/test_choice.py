@@ -134,6 +134,59 @@ def test_what_tracing_would_not_merge_either_runs_as_it_is_and_is_not_traced() -
     assert traced() == 0
 
 
+OUTSIDE = "the loop over time is not in what you compiled.*Compile the function with the loop"
+
+
+def layers_that_hold(n: int) -> nn.Sequential:
+    return nn.Sequential(*(m for _ in range(n) for m in (nn.Linear(6, 6), snnfast.Leaky(0.9, init_hidden=True))))
+
+
+class Passed(nn.Module):
+    """One step, whose states are passed by the caller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lif1, self.lif2 = snnfast.Leaky(0.9), snnfast.Synaptic(0.9, 0.8)
+
+    def forward(self, x: Tensor, *states: Tensor) -> Any:
+        spk, mem = self.lif1(x, *states[:1])
+        return self.lif2(spk, *states[1:])[0], mem, *states[1:]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_network_whose_loop_is_outside_says_so_once(layers: int, grad: bool) -> None:
+    net = snnfast.compile(layers_that_hold(layers))
+    with torch.set_grad_enabled(grad), warnings.catch_warnings(record=True, action="always") as caught:
+        for _ in range(2):
+            snnfast.reset(net)
+            for step in currents(6, 3)[..., :6]:
+                net(step)
+    (said,) = [str(w.message) for w in caught if str(w.message).startswith("snnfast: ")]
+    assert re.search(f"Sequential runs as it is, without a recorder: {OUTSIDE}", said)
+    assert traced() == 0
+    assert re.search(OUTSIDE, str(snnfast.explain(net, torch.rand(3, 6))))
+
+
+def test_what_has_the_loop_or_no_state_of_before_does_not_say_that_it_is_outside() -> None:
+    passed, x = Passed(), torch.rand(3, 6)
+    assert re.search(OUTSIDE, str(snnfast.explain(passed, x, *torch.rand(3, 3, 6))))
+    net = layers_that_hold(2)  # no state yet: it may be a network of one step
+    assert "2 steps of leaky: it runs for a single step. The loop may be outside" in str(snnfast.explain(net, x))
+    net(x)
+
+    def sorts(x: Tensor, mem: Tensor) -> Tensor:
+        for step in x:
+            mem = LIF(step, mem)[1].sort().values
+        return mem
+
+    found = str(snnfast.explain(sorts, torch.rand(5, 3, 6), torch.zeros(3, 6)))
+    assert "5 steps of leaky" in found
+    assert "its states or parameters are changed between two steps" in found
+    traced_step = str(snnfast.explain(net, x, by="tracing"))  # of which torch.compile may have cut the loop
+    assert "The loop may be outside of what is compiled: compile the function that has it. Or it is cut" in traced_step
+
+
 def test_layers_of_snntorch_in_a_function_are_named() -> None:
     snntorch = pytest.importorskip("snntorch")
     lif = snntorch.Leaky(beta=0.9)

@@ -1,5 +1,6 @@
 """snnfast.snntorch is snntorch with other neurons: the same names and objects, and an error without it."""
 
+import functools
 import importlib
 import importlib.metadata
 import pkgutil
@@ -11,9 +12,13 @@ from typing import Any
 
 import pytest
 import snntorch
+import torch
 from fresh import fresh
+from snntorch import functional as SF  # noqa: N812
 from snntorch_checks import STATES
+from torch import Tensor, nn
 
+import snnfast
 import snnfast.snntorch as snn
 from snnfast.neurons import LAYERS
 from snnfast.snntorch import _drop_ins
@@ -173,3 +178,49 @@ def test_versions(version: str, newer: bool | None, metadata: bool, monkeypatch:
     assert len(caught) == bool(newer)
     for warning in caught:
         assert str(warning.message).startswith(f"snnfast.snntorch: snntorch {version} is newer than snntorch 1.0,")
+
+
+# ---- the loop of snntorch.backprop, written out as in docs/recipes.md
+
+
+@pytest.mark.needs_extension
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize(("name", "K"), [("BPTT", 9), ("TBPTT", 3), ("TBPTT", 4)])
+def test_the_recipe_has_the_losses_and_weights_of_backprop(name: str, K: int) -> None:
+    backprop, losses = imported("snntorch.backprop"), snnfast.losses.ce_rate_loss()
+    generator, T = torch.Generator().manual_seed(0), 9
+    loader = [(3 * torch.rand(5, 12, generator=generator), torch.randint(4, (5,), generator=generator))] * 3
+
+    @snnfast.compile
+    def loss_of(net: nn.Module, part: Tensor, targets: Tensor) -> Tensor:
+        spk_rec = [net(part[step])[0] for step in range(part.size(0))]
+        return losses(torch.stack(spk_rec), targets)
+
+    def by_hand(net: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+        total = 0.0
+        for data, targets in loader:
+            snnfast.reset(net)
+            for part in data.expand(T, *data.shape).split(K):
+                loss = loss_of(net, part, targets)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                snn.Leaky.detach_hidden()
+                total += loss.item() * (K / T if len(part) == K else 1 / len(part))  # as snnTorch weighs them
+        return total / len(loader)
+
+    found = []
+    for way in ("theirs", "by hand"):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Linear(12, 20), snn.Leaky(0.9, init_hidden=True),
+            nn.Linear(20, 4), snn.Leaky(0.9, init_hidden=True, output=True),
+        )  # fmt: skip
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        if way == "by hand":
+            loss = by_hand(net, optimizer)
+        else:
+            by_theirs = functools.partial(getattr(backprop, name), net, loader, optimizer, SF.ce_rate_loss())
+            loss = by_theirs(num_steps=T, time_var=False, **({"K": K} if name == "TBPTT" else {})).item()
+        found.append((torch.tensor(loss), *(p.detach() for p in net.parameters())))
+    torch.testing.assert_close(found[1], found[0])
