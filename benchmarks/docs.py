@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 from textwrap import fill
 
-from .bars import Bar, gains_of
-from .peers.ours import LOOPED, NUMBERS, OURS, RECORDED, WITH_LOSS
+from .bars import Bar, firsts_of, gains_of
+from .peers.ours import DEFAULT, LOOPED, NUMBERS, OURS, RECORDED, WITH_LOSS
 from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
 from .registry import PAIR, TUTORIAL5, case_named
@@ -36,9 +36,9 @@ WORDS = {
     COMPILED: "snnTorch, `torch.compile`",
     f"{JELLY}, compiled": "SpikingJelly, `torch.compile`",
     HOISTED: "snnTorch, `Linear` hoisted",
-    LOOPED: "`snnfast.compile(net)`",
-    RECORDED: "`snnfast.compile(net)`, its first calls",
-    WITH_LOSS: "`snnfast.compile`, loss inside",
+    RECORDED: "`snnfast.compile(net)`",
+    LOOPED: "`snnfast.compile(net)`, traced",
+    WITH_LOSS: "`snnfast.compile`, loss inside, traced",
     OURS: "`snnfast.MultiStep`",
 }
 
@@ -65,9 +65,18 @@ class Result:
         return median
 
     @property
-    def gains(self) -> list[float]:
+    def gains(self) -> dict[str, float]:
         """Of each program of the collection, how many times faster it is when it is compiled; the least first."""
-        return list(gains_of(self.rows).values())
+        return gains_of(self.rows, self._way)
+
+    @property
+    def regime(self) -> str:
+        """The calls that :attr:`gains` are those of: as users meet them, where the result has these."""
+        return "from the 12th call of a shape on" if self._way == DEFAULT else 'traced, as with `by="tracing"`'
+
+    @property
+    def _way(self) -> str:
+        return DEFAULT if gains_of(self.rows) else LOOPED
 
     @property
     def machine(self) -> str:
@@ -152,14 +161,31 @@ def by_peer(of: Result, cases: Mapping[str, str]) -> None:
 
 
 def by_kind(of: Result) -> None:
-    """A line for each kind of program of the collection: how many times faster ``snnfast.compile`` makes them."""
-    gains = gains_of(of.rows)
-    kinds: dict[str, list[float]] = {}
-    for case, gain in gains.items():
-        kinds.setdefault(case.partition(":")[0].rpartition(" ")[2], []).append(gain)
-    rows = [*sorted(kinds.items()), ("all", list(gains.values()))]
-    lines = [[kind, str(len(of_kind)), *(times(f(of_kind)) for f in (min, median, max))] for kind, of_kind in rows]
-    table(["kind", "programs", "least", "median", "most"], lines)
+    """A line for each kind of program of the collection: how many times faster ``snnfast.compile`` makes them.
+
+    Where the result has more ways to call them, there are more columns, each with the median.
+    """
+    gains = of.gains
+    ways = {"other sizes in every call": gains_of(of.rows, of="varied"), "traced": gains_of(of.rows, LOOPED)}
+    ways = {way: found for way, found in ways.items() if found and found != gains}
+    kinds: dict[str, list[str]] = {}
+    for case in gains:
+        kinds.setdefault(case.partition(":")[0].rpartition(" ")[2], []).append(case)
+    lines = []
+    for kind, cases in [*sorted(kinds.items()), ("all", list(gains))]:
+        found = [gains[case] for case in cases]
+        others = [[g[case] for case in cases if case in g] for g in ways.values()]  # where no call has failed
+        told = [times(median(some)) if some else "" for some in others]
+        lines.append([kind, str(len(cases)), *map(times, (min(found), median(found), max(found))), *told])
+    table(["kind", "programs", "least", "median", "most", *ways], lines)
+    text = f"These gains are measured {of.regime}."
+    if "other sizes in every call" in ways:
+        text += " *Other sizes*: each call has another number of steps and of samples; what is compiled in it counts."
+    if firsts := firsts_of(of.rows):
+        text += (
+            f" The first call takes {digits(median(firsts))} CPU seconds in the median, {digits(firsts[-1])} at most."
+        )
+    show(fill(text, width=120))
 
 
 def as_bits(of: Result) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 
 from .docs import STEP, WORDS, digits, result
-from .peers.ours import LOOPED, OURS
+from .peers.ours import OURS, RECORDED
 from .peers.snntorch_loop import LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
 
@@ -37,7 +37,7 @@ PAGE = "svg{color:#1f2328}@media (prefers-color-scheme: dark){svg{color:#f0f6fc}
 def drawn() -> str:
     """The chart as SVG: a training step of each implementation, the longest first."""
     of = result(SHOWN)
-    peers = sorted((LOOP, JELLY, NETWORK, LOOPED, OURS), key=lambda peer: -of.seconds(STEP, peer))
+    peers = sorted((LOOP, JELLY, NETWORK, RECORDED, OURS), key=lambda peer: -of.seconds(STEP, peer))
     bars = {WORDS.get(peer, peer).replace("`", ""): of.seconds(STEP, peer) * 1e3 for peer in peers}
     return draw("A training step of snnTorch's tutorial 5", bars, f"ms, {of.title}")
 

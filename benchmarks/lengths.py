@@ -20,7 +20,7 @@ from .collection.surrogates import SuperSpike
 from .peers import PEERS, snntorch_loop
 from .runner import Row
 
-BATCHES = 12
+BATCHES = 60
 LOOP, COMPILED, TRACED, PRODUCTS = "snnTorch", "snnfast.compile", "by tracing", "products alone"
 WAYS = (LOOP, COMPILED, TRACED, PRODUCTS)
 CHUNK = 320
@@ -120,9 +120,9 @@ def _linears(*sizes: int) -> nn.Module:
 
 
 WORKS = (
-    Work("tutorial 7: events, two convolutions", Events, (290, 310), 32, (2, 34, 34), _convolutions),
-    Work("three dense layers", Dense, (80, 120), 64, (700,), lambda: _linears(700, 128, 128, 20)),
-    Work("two layers of neurons written by hand", ByHand, (80, 120), 64, (700,), lambda: _linears(700, 128, 20)),
+    Work("tutorial 7: events, two convolutions", Events, (270, 330), 32, (2, 34, 34), _convolutions),
+    Work("three dense layers", Dense, (70, 130), 64, (700,), lambda: _linears(700, 128, 128, 20)),
+    Work("two layers of neurons written by hand", ByHand, (70, 130), 64, (700,), lambda: _linears(700, 128, 20)),
 )
 
 
@@ -172,7 +172,7 @@ LATER = 7
 
 def run(args: argparse.Namespace) -> list[Bar]:
     """Print tables: batches of other steps each, of the same weights and inputs each way; and single calls."""
-    header = report.header(torch.device("cpu"), [PEERS[snntorch_loop.LOOP]])
+    header = report.header(torch.device("cpu"), [PEERS[snntorch_loop.LOOP]]) | {"batches": BATCHES}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {BATCHES} batches, each of other steps")
     print(f"{'':40}{'way':16}{'first':>8}{'others':>9}{'all':>9}   of snnTorch's; slowest other call, of their median")
     rows: list[Row] = []

@@ -16,10 +16,11 @@ import torch
 
 import snnfast
 
-from .bars import Bar
+from .bars import Bar, gains_of
 from .measure import environment, processor
 from .networks import neuron_steps
 from .peers import Peer
+from .peers.ours import LOOPED, PRODUCTS
 from .registry import Case, case_named
 from .runner import Row, compare
 
@@ -84,6 +85,8 @@ COLUMNS = (
     ("held", "held", "{:.2f}", 1),
     ("peak", "peak", "{:.1f}", 1),
     ("accuracy", "accuracy", "{:.4f}", 1),
+    ("first s", "first", "{:.2f}", 1),
+    ("others ms", "varied", "{:.3f}", 1e3),
 )
 
 
@@ -92,7 +95,11 @@ def print_case(case: Case, rows: Sequence[Row]) -> None:
     width = max(len(row.peer) for row in rows)
     shown = [column for column in COLUMNS if any(getattr(row, column[1]) for row in rows)]
     # Others count what they time in their own ways.
-    print(case.name if case.kind == "public" else f"{case.name}: {neuron_steps(case) / 1e6:.4g} M neuron-steps")
+    print(
+        case.name
+        if case.kind in ("public", "collection")
+        else f"{case.name}: {neuron_steps(case) / 1e6:.4g} M neuron-steps"
+    )
     titles = "".join(f"  {title:>8}" for title, *_ in shown)
     print(f"{'':<{width}}  {'median ms':>10}  {'quartiles':>19}{titles}  spikes as ours")
     for row in rows:
@@ -115,13 +122,22 @@ def print_bars(bars: Sequence[Bar]) -> None:
         print(bar.text)
 
 
-def print_gains(gains: Mapping[str, float], limits: Mapping[str, float]) -> None:
-    """How many times faster each program of the collection is, and would be with its products alone; the median."""
+def print_gains(rows: Sequence[Row]) -> None:
+    """How many times faster each program of the collection is from the 12th call of a shape on, and otherwise."""
+    gains, firsts = gains_of(rows), {row.case: row.first for row in rows if row.first is not None}
+    ways = {
+        "other sizes": gains_of(rows, of="varied"),
+        "traced": gains_of(rows, LOOPED),
+        "products alone": gains_of(rows, PRODUCTS),
+    }
     for case, gain in gains.items():
-        print(f"{gain:>7.2f}  {case}" + (f" (products alone: {limits[case]:.2f})" if case in limits else ""))
+        others = [f"{way} {found[case]:.2f}" for way, found in ways.items() if case in found]
+        others += [f"first call {firsts[case]:.2f} s"] * (case in firsts)
+        print(f"{gain:>7.2f}  {case}" + (f" ({', '.join(others)})" if others else ""))
     if gains:
         below = sum(gain < 1 for gain in gains.values())
-        print(f"{median(gains.values()):>7.2f}  is the median, {below} of {len(gains)} are below 1\n")
+        print(f"{median(gains.values()):>7.2f}  is the median, {below} of {len(gains)} are below 1")
+        print("".join(f"{median(found.values()):>7.2f}  {way}, median\n" for way, found in ways.items() if found))
 
 
 def print_base(old: Mapping[str, Any], rows: Iterable[Row]) -> None:

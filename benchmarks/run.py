@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from . import base, collection, public, report
-from .bars import OF_ITSELF, Bar, gains_of, judge, judge_gains
+from .bars import OF_ITSELF, Bar, judge, judge_collection
+from .collection import timing
 from .peers import PEERS
-from .peers.ours import LOOPED, NUMBERS, OURS, PRODUCTS
+from .peers.ours import DEFAULT, LOOPED, NUMBERS, OURS, PRODUCTS
 from .peers.snntorch_loop import LOOP
 from .registry import TUTORIAL5, Case, suites
 from .runner import FAILED, Row, run_case
@@ -82,9 +83,8 @@ def run(args: argparse.Namespace) -> list[Bar]:
             args.error(str(error))
     asked = [*OF_ITSELF, *wanted] if chosen else []
     rows, bars = measure_all(plan, asked, device, args, args.json, header)
-    gains = gains_of(rows)
-    report.print_gains(gains, gains_of(rows, PRODUCTS))
-    bars += judge_gains(gains.values())
+    report.print_gains(rows)
+    bars += judge_collection(rows)
     if old is not None:
         report.print_base(old, rows)
     return bars
@@ -95,7 +95,7 @@ def plan_to_store(device: torch.device) -> Plan:
     cases = [case for known in suites(device.type).values() for case in known if case.quick or case.stored]
     plan: dict[Case, Sequence[str]] = {case: peers_of(case, case == TUTORIAL5, device) for case in cases}
     if device.type == "cpu" and PEERS[LOOP].missing(device) is None:
-        plan |= dict.fromkeys(collection.cases(), (LOOP, LOOPED, PRODUCTS))
+        plan |= dict.fromkeys(collection.cases(), (DEFAULT, LOOP, LOOPED, PRODUCTS))
     return plan
 
 
@@ -106,7 +106,9 @@ def store(args: argparse.Namespace) -> list[Bar]:
     header = _header(plan, device)
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"{name_of(header)}.json"
-    _, bars = measure_all(plan, (), device, args, file, header)
+    rows, bars = measure_all(plan, (), device, args, file, header)
+    report.print_gains(rows)
+    bars += judge_collection(rows)
     print(f"wrote {file}\n")
     return bars
 
@@ -168,6 +170,8 @@ def measure(
     for attempt in range(args.attempts):
         if case.kind == public.KIND:
             rows = public.measure(case, peers, device)
+        elif case.kind == timing.KIND:
+            rows = timing.measure(case, peers, args.seconds)
         else:
             rows = run_case(case, peers, device, args.seconds, args.patience)
         report.print_case(case, rows)

@@ -48,11 +48,18 @@ class Row:
     peak: float | None = None  # on a GPU
     accuracy: float | None = None  # of the test images, after an epoch
     agree: float | None = None  # share of the spikes that are ours
+    first: float | None = None  # of the collection: CPU seconds of the first call, which compiles
+    varied: float | None = None  # of the collection: mean seconds of calls of which each has other sizes
     rates: list[float] = field(default_factory=list)  # of each hidden layer: share of the neuron-steps with a spike
     # From the medians of all rows of the case:
     ratio: float | None = None  # of the median to that of the first row, which is ours wherever ours takes part
     bandwidth: float | None = None  # bytes per second of the fewest bytes possible
     share_of_copy: float | None = None  # time of copy_, which moves these bytes, / time
+
+
+def failed(error: Exception) -> str:
+    """The problem of a row whose implementation raised an error."""
+    return f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def compare(case: Case, rows: Sequence[Row]) -> None:
@@ -104,7 +111,7 @@ def run_case(
             except Unsupported as error:
                 row.problem = str(error)
             except Exception as error:
-                row.problem = f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+                row.problem = failed(error)
         if case.ideal_bytes is not None:
             functions[COPY] = copying(case.ideal_bytes * case.neuron_steps, device)
             rows[COPY] = Row(case.name, COPY)
@@ -133,9 +140,9 @@ def copying(moved: float, device: torch.device) -> Callable[[], object]:
 
 
 def _fused(case: Case, device: torch.device) -> AbstractContextManager[Any]:
-    """No fall-back to the loop in silence, but in the collection, where it is measured; the header names kernels."""
+    """No fall-back to the loop in silence; the header names kernels."""
     there_are_kernels = snnfast.config()[f"fused on {device.type}"].startswith("yes")
-    return snnfast.use_backend("fused") if there_are_kernels and case.kind != "collection" else contextlib.nullcontext()
+    return snnfast.use_backend("fused") if there_are_kernels else contextlib.nullcontext()
 
 
 def _check_size(case: Case, ours: bool, device: torch.device, patience: float) -> None:
@@ -158,7 +165,7 @@ def _prepare(case: Case, peer: Peer, data: Data, row: Row, patience: float, besi
     candidate.run()
     if peer.compiled:
         print(f"{peer.name}: compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    if case.kind in ("product", "norm", POOLED, "collection"):  # neither spikes nor bytes of a layer
+    if case.kind in ("product", "norm", POOLED):  # neither spikes nor bytes of a layer
         return candidate.run
     if peer.name != OURS and beside_ours:
         row.agree = _agreement(case, peer, data, candidate)

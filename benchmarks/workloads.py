@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 import snnfast
 from snnfast._images.batch_norm import normalised
 
-from . import collection, mnist
+from . import mnist
 from .networks import WHOLE, OverTime, loss_of, over_time
 from .peers import PEERS, Neuron, Peer, Unsupported
 from .peers.ours import OURS, layer_of
@@ -48,8 +48,6 @@ class Data(NamedTuple):
 def make_data(case: Case, device: torch.device) -> Data:
     """Raise Unsupported where there is none."""
     torch.manual_seed(0)
-    if case.kind == "collection":
-        collection.forget_layers()
     dtype = DTYPES[case.dtype]
     step = (case.B, *case.shape)
     if case.trained:
@@ -116,8 +114,6 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
         return _norm(case, data, by_step=peer.name != OURS)
     if case.kind == POOLED:
         return _pooled(case, data, apart=peer.name != OURS)
-    if case.kind == "collection":
-        return Candidate(*collection.functions(case, peer))
     if case.kind in WHOLE:
         assert data.labels is not None
         network, x, labels = Network(case, peer, device, data.weights), data.x, data.labels

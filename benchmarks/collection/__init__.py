@@ -5,7 +5,6 @@ a loss and other results. What its user compiles is the network; or ``train``, w
 """
 
 import importlib
-import logging
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -24,10 +23,8 @@ from torch import Tensor, nn
 import snnfast
 from snnfast.neurons.network import convert
 
-from ..peers import Peer
-from ..peers.ours import LOOPED, PRODUCTS, RECORDED, SWAPPED
+from ..peers.ours import DEFAULT, LOOPED, RECORDED, SWAPPED
 from ..registry import Case
-from . import products
 from .comparison import TOLERANCES, Seen, difference, gradients, leaves, seen
 
 KINDS = (
@@ -35,7 +32,7 @@ KINDS = (
     "attention", "agents", "neurons", "feedback",
 )  # fmt: skip
 LIBRARIES = ("spikingjelly", "norse")  # where they are installed
-COMPILED_AFTER = 3  # calls
+BY = {DEFAULT: None, LOOPED: "tracing", RECORDED: "recording"}  # of snnfast.compile
 
 
 @dataclass(frozen=True)
@@ -124,13 +121,13 @@ def built(program: Program, how: str) -> tuple[nn.Module, Callable[..., Any]]:
             if p.dim() > 1:  # weights with which every layer spikes
                 p.copy_(1.2 / p[0].numel() + torch.randn_like(p) / p[0].numel() ** 0.5)
     function = program.train
-    by = {LOOPED: "tracing", RECORDED: "recording"}.get(how)
-    if how == SWAPPED or (by and program.whole):
+    is_compiled = how in BY
+    if how == SWAPPED or (is_compiled and program.whole):
         convert(net)
-    if by and program.whole:
-        function = snnfast.compile(function, by=by)
-    elif by:
-        net = snnfast.compile(net, by=by)
+    if is_compiled and program.whole:
+        function = snnfast.compile(function, by=BY[how])
+    elif is_compiled:
+        net = snnfast.compile(net, by=BY[how])
     return net, lambda *inputs: function(net, *inputs)
 
 
@@ -201,40 +198,3 @@ def forget_layers() -> None:
     from snnfast.snntorch import Leaky
 
     Leaky.init()
-
-
-def functions(case: Case, peer: Peer) -> tuple[Callable[[], object], Callable[[], tuple[Tensor, ...]], list[Tensor]]:
-    """A training step with Adam, whose learning rate is 0, so that what is measured stays the same; its forward pass.
-
-    Raises:
-        AssertionError: What is compiled does not do what the loop does.
-    """
-    program = programs()[case.variant.rpartition(" ")[2]]
-    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # no word of recompilations
-    if peer.name in (LOOPED, RECORDED):
-        torch._dynamo.reset()
-        wrong = list(differences(program, min(case.T, 5), 3, how=peer.name))
-        assert not wrong, "; ".join(wrong)
-    net, train = built(program, LOOPED if peer.name == PRODUCTS else peer.name)
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.0)
-    inputs = program.inputs(case.T, case.B)
-
-    def forward() -> tuple[Tensor, ...]:
-        with silence():
-            return (loss_of(train(*inputs)),)
-
-    def gradients() -> None:
-        optimizer.zero_grad()
-        with silence():
-            loss_of(train(*inputs)).backward()
-
-    if peer.name == PRODUCTS:
-        for _ in range(COMPILED_AFTER):
-            gradients()
-        gradients = products.alone(gradients)
-
-    def step() -> None:
-        gradients()
-        optimizer.step()
-
-    return step, forward, list(net.parameters())

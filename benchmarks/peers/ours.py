@@ -14,6 +14,7 @@ from .base import KINDS, Neuron, Peer, layer_options, node, stepping
 
 OURS, LOOPED, WITH_LOSS = "snnfast", "snnfast, compiled loop", "snnfast, compiled loop and loss"
 RECORDED = "snnfast, recorded loop"
+DEFAULT = "snnfast.compile"
 CHECKPOINT = "snnfast, checkpoint"
 NUMBERS, SWAPPED = "snnfast, spikes as numbers", "snnfast, import changed"
 GRAPH = "snnfast, CUDA graph"
@@ -91,7 +92,7 @@ def loss(mem_rec: Tensor, labels: Tensor) -> Tensor:
     return snnfast.losses.ce_membrane_loss()(mem_rec, labels)
 
 
-LOOPS = (*NETWORKS, "recurrent", "collection", "compile")
+LOOPS = (*NETWORKS, "recurrent", "compile")
 PEERS = [
     Peer(
         OURS, "snnfast", make, network=OverTime, loss=loss,
@@ -108,7 +109,11 @@ PEERS = [
         kinds=("tutorial5",),
     ),
     Peer(SWAPPED, "snntorch", make, network=snntorchs_loop, looped=True, kinds=NETWORKS),
-    Peer(LOOPED, "snntorch", make, network=snntorchs_loop, looped=True, compile=trace, compiled=True, kinds=LOOPS),
+    Peer(DEFAULT, "snntorch", make, compiled=True, kinds=("collection",)),
+    Peer(
+        LOOPED, "snntorch", make, network=snntorchs_loop, looped=True, compile=trace, compiled=True,
+        kinds=(*LOOPS, "collection"),
+    ),
     Peer(RECORDED, "snntorch", make, network=snntorchs_loop, looped=True, compile=record, compiled=True, kinds=LOOPS),
     Peer(
         WITH_LOSS, "snntorch", make, network=snntorchs_loop, looped=True, compile=trace, with_loss=True, compiled=True,

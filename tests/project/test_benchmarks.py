@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,9 +22,22 @@ import snnfast
 from benchmarks import __main__ as command_line
 from benchmarks import bars, collection, lengths, measure, once, public, report, run, runner
 from benchmarks.bars import FLOOR, SAVED
+from benchmarks.collection import timing
 from benchmarks.gpu import times, training, workload
 from benchmarks.peers import PEERS, Peer
-from benchmarks.peers.ours import APART, BACKEND, DENSE, LOOPED, NUMBERS, OURS, PRODUCTS, STEPS, SWAPPED, WITH_LOSS
+from benchmarks.peers.ours import (
+    APART,
+    BACKEND,
+    DEFAULT,
+    DENSE,
+    LOOPED,
+    NUMBERS,
+    OURS,
+    PRODUCTS,
+    STEPS,
+    SWAPPED,
+    WITH_LOSS,
+)
 from benchmarks.peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from benchmarks.registry import NETWORKS, PAIR, TUTORIAL5, Case, case_named, suites
 from benchmarks.runner import Row
@@ -164,7 +178,7 @@ def test_networks_train_alike_whoever_computes_them(kind, peer):
     torch.testing.assert_close(list(ours.parameters), list(theirs.parameters), rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_measured_once_is_a_row_and_programs_are_cases(digits, monkeypatch):
+def test_what_is_measured_once_is_a_row_and_programs_are_cases(digits, monkeypatch, capsys):
     pytest.importorskip("snntorch")
     monkeypatch.setattr(once, "SEEDS", 1)
     epoch = Case("epoch", "epoch", 3, 64, (784,))
@@ -173,9 +187,59 @@ def test_what_is_measured_once_is_a_row_and_programs_are_cases(digits, monkeypat
     (row,) = runner.run_case(Case("compile", "compile", 3, 4, (784,)), [LOOPED], CPU, 0.0)
     assert row.median > 0, row.problem
     (program,) = [case for case in collection.cases() if case.variant == "dense: price"]
-    rows = runner.run_case(program, [LOOPED, LOOP, PRODUCTS], CPU, 0.0)
+    names = run.peers_of(program, True, CPU)
+    assert names == [DEFAULT, LOOPED, PRODUCTS, LOOP]
+    rows = timing.measure(program, names, 0.0)
+    assert [row.problem for row in rows] == [""] * 4
     assert [(bar.value > 0, bar.bar) for bar in bars.judge(program, rows)] == [(True, 1)]
-    assert bars.gains_of(rows, PRODUCTS)[program.name] > 0
+    assert [row.peer for row in rows if row.first] == [DEFAULT]
+    assert [row.peer for row in rows if row.varied] == [DEFAULT, LOOP]
+    assert all(bars.gains_of(rows, name)[program.name] > 0 for name in names)
+    report.print_gains(rows)
+    assert re.search(
+        r" \(other sizes [\d.]+, traced [\d.]+, products alone [\d.]+, first call [\d.]+ s\)", capsys.readouterr().out
+    )
+
+
+def test_a_program_that_fails_or_differs_is_a_row_that_says_why(monkeypatch):
+    pytest.importorskip("snntorch")
+    (program,) = [case for case in collection.cases() if case.variant == "dense: price"]
+
+    def fails_for_others(program, how):
+        def step(inputs):
+            if how != LOOP and inputs[0].shape[:2] != (program.T, program.B):
+                raise ValueError("other sizes")
+
+        return step
+
+    monkeypatch.setattr(timing, "_step", fails_for_others)
+    monkeypatch.setattr(timing, "differences", lambda *args, how: ["call 0: it differs"] if how == LOOPED else [])
+    rows = {row.peer: row for row in timing.measure(program, [DEFAULT, LOOPED, LOOP], 0.0)}
+    assert rows[DEFAULT].problem == "failed: ValueError: other sizes"
+    assert rows[DEFAULT].median is None
+    assert rows[LOOPED].problem == "failed: AssertionError: call 0: it differs"
+    assert rows[LOOP].problem == ""
+
+
+@pytest.mark.parametrize(("T", "B"), [(1, 1), (4, 32), (25, 8), (100, 128)])
+def test_other_sizes_are_others_in_every_call(T, B):
+    sizes = list(timing.sizes(T, B))
+    assert len(sizes) == timing.BEFORE + timing.TIMED
+    assert all(a[0] != b[0] and a[1] != b[1] for a, b in pairwise(sizes))
+    assert len({B for _, B in sizes}) == len(sizes)
+    assert all(max(1, 0.7 * T - 1) <= t <= 1.3 * T + 2 and 1 <= b <= B + timing.BEFORE + timing.TIMED for t, b in sizes)
+
+
+def test_the_bars_of_the_collection_are_medians_and_the_worst_of_what_was_measured():
+    names = [f"collection [25, 32] float32, dense: {n}, forward + backward" for n in range(3)]
+    rows = [Row(name, LOOP, median=1.0, varied=1.0) for name in names]
+    rows += [
+        Row(name, DEFAULT, median=median, varied=varied, first=first)
+        for name, median, varied, first in zip(names, (0.1, 0.2, 2.0), (0.5, 0.4, 0.1), (0.1, 0.8, 2.0), strict=True)
+    ]
+    found = [(bar.value, bar.bar, bar.verdict) for bar in bars.judge_collection(rows)]
+    assert found == [(5, 4, "holds"), (2.5, 3.5, "MISSED"), (0.8, 0.7, "MISSED"), (2.0, 3, "holds")]
+    assert bars.judge_collection([row for row in rows if row.peer == LOOP]) == []
 
 
 # ---- the bars of the benchmarks, what becomes of those that are missed, and the gate. No timing is asserted

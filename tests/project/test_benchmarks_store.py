@@ -9,10 +9,10 @@ import pytest
 
 from benchmarks import __main__ as command_line
 from benchmarks import docs, figures, report, run
-from benchmarks.peers.ours import LOOPED, OURS
+from benchmarks.peers.ours import DEFAULT, LOOPED, OURS, PRODUCTS, RECORDED
 from benchmarks.peers.snntorch_loop import LOOP
 from benchmarks.registry import TUTORIAL5
-from benchmarks.runner import COPY
+from benchmarks.runner import COPY, Row
 
 ROOT = report.ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,7 +50,7 @@ def documents(tmp_path, monkeypatch) -> Path:
 def test_a_figure_that_no_result_has_is_found_and_written_anew(file, documents, capsys):
     path = documents / file
     right = path.read_text()
-    shown = f"{docs.ms(docs.Result(run.RESULTS / f'{figures.SHOWN}.json').seconds(TUTORIAL5.name, LOOPED))} ms"
+    shown = f"{docs.ms(docs.Result(run.RESULTS / f'{figures.SHOWN}.json').seconds(TUTORIAL5.name, RECORDED))} ms"
     path.write_text(right.replace(shown, "9.99 ms"))
     with pytest.raises(SystemExit, match="2"):
         command_line.main(["docs"])
@@ -84,6 +84,27 @@ def test_a_case_is_measured_stored_read_back_and_compared(tmp_path, capsys):
     capsys.readouterr()
     command_line.main([*command, "--base", str(file)])
     assert f"{OURS}: {SMALLEST}" in capsys.readouterr().out.split("old / new")[1]
+
+
+def test_gains_are_those_that_users_meet_where_a_result_has_them_and_say_which(tmp_path, capsys):
+    case = "collection [25, 32] float32, dense: price, forward + backward"
+    traced = [Row(case, LOOP, median=1.0), Row(case, LOOPED, median=0.25), Row(case, PRODUCTS, median=0.1)]
+    met = [Row(case, LOOP, median=1.0, varied=1.2), Row(case, DEFAULT, median=0.5, varied=0.4, first=0.61), traced[1]]
+    for rows, gain, regime, heads, first in (
+        (traced, 4.0, "traced", "| kind | programs | least | median | most |", False),
+        (met, 2.0, "12th", "| most | other sizes in every call | traced |", True),
+    ):
+        file = tmp_path / "result.json"
+        report.save(file, {}, rows)
+        of = docs.Result(file)
+        assert of.gains == {case: gain}
+        assert regime in of.regime
+        docs.by_kind(of)
+        shown = capsys.readouterr().out
+        assert heads in shown
+        assert of.regime in shown
+        assert ("first call takes 0.610 CPU seconds" in shown) == first
+    assert "| dense | 1 | 2.0 | 2.0 | 2.0 | 3.0 | 4.0 |" in shown
 
 
 def test_stored_results_have_what_is_shown_and_name_no_host_and_no_path():
