@@ -15,6 +15,7 @@ from snnfast.compiler.recording.functions import hook  # noqa: F401
 from snnfast.compiler.recording.kinds import Kinds  # noqa: F401
 from snnfast.compiler.recording.later import OPERATORS  # noqa: F401
 from snnfast.compiler.recording.recorder import Recorder  # noqa: F401
+from snnfast.compiler.recording.replay import Replays  # noqa: F401
 from snnfast.compiler.tracing import tracing  # noqa: F401
 from snnfast.compiler.verify import verified  # noqa: F401
 

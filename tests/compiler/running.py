@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # as pytest has it
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import snntorch
 import torch
-from internals import Attempt, ByRecording, is_step, merge, stages, tracing
+from internals import Attempt, ByRecording, Replays, is_step, merge, stages, tracing
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
@@ -35,6 +35,7 @@ STATES = ("syn_exc", "syn_inh", "syn", "mem", "v", "v_seq")  # the last two of a
 OUTCOMES = ("wholly", "partly", "recurrence", "repeated", "refused", "without a neuron")
 LEFT_OUT = ("raises without a compiler", "wrong without snnfast")
 CALLS = 3  # by default so many are recorded before a call is traced
+REPLAYED = 5  # so many calls alike, and the last ones are replayed
 SLOWEST = "slowest first call, ms of CPU time"
 FIRST_CALL = 10.0  # seconds of CPU time, in which the first call that is recorded should have returned
 CAUGHT = (RuntimeError, IndexError)
@@ -76,6 +77,23 @@ def in_time(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, usual)
+
+
+@contextmanager
+def replays() -> Iterator[list[int]]:
+    """Count the calls that are replayed."""
+    usual, count = Replays.replay, [0]
+
+    def replay(self: Replays, attempt: Any) -> Any:
+        found = usual(self, attempt)
+        count[0] += found is not None
+        return found
+
+    Replays.replay = replay  # type: ignore[method-assign]
+    try:
+        yield count
+    finally:
+        Replays.replay = usual  # type: ignore[method-assign]
 
 
 def told(value: Any) -> Any:
@@ -287,7 +305,7 @@ def check(
             layer.register_forward_hook(partial(look, name))
         if backend == "default":
             for run in (plain, ours):
-                run.settings["calls"] = (run.settings["calls"] * CALLS)[: max(CALLS, len(run.settings["calls"]))]
+                run.settings["calls"] = run.settings["calls"] * REPLAYED
         expected = [plain.call(call, plain.net) for call in plain.settings["calls"]]
         if all(isinstance(call[0][1], str) for call in expected):
             raise RuntimeError(expected[0][0][1])  # what a call has raised, at each call
@@ -307,7 +325,9 @@ def check(
         return found or next((p for p in plans if isinstance(p, str) and p.startswith("a fault of snnfast")), None)
     if backend == "default":
         statistics["compared"] += 1
-        found = _compare(ours, snnfast.compile(ours.net), expected, tolerances, statistics)
+        with replays() as count:
+            found = _compare(ours, snnfast.compile(ours.net), expected, tolerances, statistics)
+        statistics["replayed"] += count[0] > 0
         return found if found is None or not _is_wrong_without(make, expected, tolerances, statistics, found) else None
     compiled, given_up = torch.compile(ours.net, backend=backend), set[Any]()
 

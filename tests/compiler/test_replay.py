@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from internals import Recorded, Replays
 from torch import Tensor, nn
 from ways_to_read import REFUSED, SEEN, undone
 
 import snnfast
-from snnfast.compiler.recording.calls import Recorded
-from snnfast.compiler.recording.replay import Replays
 
 pytestmark = pytest.mark.filterwarnings("ignore:snnfast")
 
