@@ -162,7 +162,7 @@ def for_any_steps(gm: GraphModule, sizes: Sequence[int]) -> ForAnySteps:
 
 
 def _report_of(gm: GraphModule) -> GraphReport:
-    first = next((n for n in gm.graph.nodes if n.op.startswith("call")), None)
+    first = next((n for n in gm.graph.nodes if n.op.startswith("call") and n.stack_trace), None)
     return GraphReport(line_of(first, with_code=False) or "a graph")
 
 

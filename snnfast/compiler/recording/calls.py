@@ -217,7 +217,7 @@ class Recorded:
         """The form of a record and the graph that runs it; ``None``: there is none."""
         try:
             form = known.form_of(recorder, alive)
-            if not form.runs and not recorder.is_whole:
+            if not form.has_loop and not recorder.is_whole:
                 raise UnknownFormError("no loop")
         except UnknownFormError as error:
             recorder.reasons.append(str(error))

@@ -16,7 +16,7 @@ from snnfast.compiler.emit import LEAST_NUMBER
 from snnfast.compiler.recording.functions import Computed
 from snnfast.compiler.recording.kinds import Hole, Kind
 from snnfast.compiler.recording.later import AT, LOW, Like
-from snnfast.compiler.recording.runs import LEAST, MOST, Folded, runs_of
+from snnfast.compiler.recording.runs import LEAST, MOST, Folded, Run, over_time, runs_of
 from snnfast.compiler.sparse import memory_of
 
 _NEAR = 3
@@ -25,6 +25,18 @@ _NEAR = 3
 
 class UnknownFormError(Exception):
     """A record has no form."""
+
+
+class _UnknownRunError(UnknownFormError):
+    """A loop of a record can't be told. The record has a form without it, in which its calls are straight code.
+
+    Args:
+        run: Its number.
+    """
+
+    def __init__(self, message: str, run: int) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 class Given(NamedTuple):
@@ -149,7 +161,10 @@ class Form:
 
     Attributes:
         key: Equal for two records of one form.
-        steps: The steps of each loop of this record.
+        has_loop: Whether calls of it repeat.
+        runs: Its loops, but for those that are straight code in the form.
+        apart: The numbers of the calls of those.
+        steps: The steps of each of them in this record.
         inputs: The numbers of the tensors from outside; a list where each step has its own.
         is_general: Whether it holds for other numbers of steps. Few steps are not told from other numbers.
     """
@@ -163,13 +178,36 @@ class Form:
         runs = runs_of(self.kinds, self.leaves)
         if len(runs) > MOST:
             raise UnknownFormError(f"it has more than {MOST} loops, such as the parts of a loop whose steps differ")
+        self.has_loop = bool(runs)
+        found, runs = runs, over_time(runs, self.kinds, self.leaves)
+        largest = max(runs, key=lambda run: run.period * run.steps, default=None)
+        while True:
+            try:
+                self._fold(runs)
+                break
+            except _UnknownRunError as error:
+                if runs[error.run] is largest:
+                    raise
+                runs = runs[: error.run] + runs[error.run + 1 :]
+        left = [run for run in found if run.steps >= LEAST_NUMBER and run not in runs]
+        self.apart = {number for run in left for number in range(run.start, run.end)}
+        likes = [self._like(self.like_of_input(i)) for i in range(len(self.inputs))]
+        steps = tuple(self.like) if self.is_general else tuple(self.steps)
+        self._sharing = self._shared_by(recorder.given)
+        shared = [numbers for numbers in self._sharing if len(numbers) > 1]
+        if shared and self._writes:
+            raise UnknownFormError("a tensor is changed, and tensors from outside share memory")
+        self.key = self.is_general, steps, tuple(self.calls), self.outputs, tuple(likes), tuple(shared)
+
+    def _fold(self, runs: list[Run]) -> None:
+        """Tell where all arguments come from, with one period for each loop."""
         self.folded = folded = Folded(runs, len(self.kinds))
         self.runs = runs
         self.steps = [run.steps for run in runs]
-        # Of each loop, the first one of about as many steps, and how many more it has. Few steps are a constant, and
-        # so are those of calls that have nothing to do with one another.
+        # Of each loop, the first one of about as many steps, and how many more it has. The steps of calls that have
+        # nothing to do with one another are a constant.
         self.like: list[tuple[int | None, int]] = []
-        varies = [run.steps >= LEAST_NUMBER and any(map(any, run.strides)) for run in runs]
+        varies = [any(map(any, run.strides)) for run in runs]
         for n, may_vary in zip(self.steps, varies, strict=True):
             first = next((i for i, m in enumerate(self.steps) if varies[i] and abs(n - m) <= _NEAR), None)
             self.like.append((first, n - self.steps[first]) if may_vary and first is not None else (None, n))
@@ -191,14 +229,7 @@ class Form:
                 number = run.end
         assert len(self.calls) == folded.places
         self._check_views()
-        self.outputs = tuple(self._list(alive))
-        likes = [self._like(self.like_of_input(i)) for i in range(len(self.inputs))]
-        steps = tuple(self.like) if self.is_general else tuple(self.steps)
-        self._sharing = self._shared_by(recorder.given)
-        shared = [numbers for numbers in self._sharing if len(numbers) > 1]
-        if shared and self._writes:
-            raise UnknownFormError("a tensor is changed, and tensors from outside share memory")
-        self.key = self.is_general, steps, tuple(self.calls), self.outputs, tuple(likes), tuple(shared)
+        self.outputs = tuple(self._list(self._alive))
 
     def is_of(self, recorder: Any, alive: list[int]) -> bool:
         """Whether it is the form of another record, call by call."""
@@ -261,12 +292,13 @@ class Form:
 
     def _check_views(self) -> None:
         """Tensors from outside, one for each step, are stacked. A view of one would be a view of the copy."""
-        stacked = {~n for given in self.inputs if isinstance(given, list) for n in given}
+        stacked = {~n: i for i, given in enumerate(self.inputs) if isinstance(given, list) for n in given}
         bases = list(self._alive) if stacked else []
         known = set(bases)
         for a in bases:
             if a in stacked:
-                raise UnknownFormError("a view of a tensor of the caller, which is another one at each step")
+                problem = "a view of a tensor of the caller, which is another one at each step"
+                raise _UnknownRunError(problem, self.each[stacked[a]])
             if a >= 0:
                 leaves = zip(self.leaves[a >> AT], self.kinds[a >> AT].aliases, strict=True)
                 found = {b for b, is_base in leaves if is_base} - known
@@ -382,7 +414,7 @@ class Form:
             if a < 0:
                 kind = self.kinds[number]
                 if kind.writes[k] or (kind.aliases[k] and self._writes):
-                    raise UnknownFormError("a tensor of the caller is changed, which is another one at each step")
+                    raise _UnknownRunError("a tensor of the caller is changed, which is another one at each step", i)
                 return self._each(i, a, stride)
             return self._moving(i, a, stride)
 
@@ -396,9 +428,9 @@ class Form:
 
     def _each(self, i: int, a: int, stride: int) -> EachGiven:
         if stride > 0:
-            raise UnknownFormError("tensors of the caller, in reverse")
+            raise _UnknownRunError("tensors of the caller, in reverse", i)
         if self.likes[~a].layout is not torch.strided:
-            raise UnknownFormError("another sparse matrix at each step")
+            raise _UnknownRunError("another sparse matrix at each step", i)
         number = self._input([~(a + stride * q) for q in range(self.runs[i].steps)])
         self.each[number] = i
         return EachGiven(number)
@@ -408,13 +440,13 @@ class Form:
         if abs(stride) < 1 << (AT - 1):
             place, results = self.folded.run_at(a >> AT), len(self.kinds[a >> AT].likes)
             if place is not None:
-                raise UnknownFormError("other results of one call at every step, in a loop")
+                raise _UnknownRunError("other results of one call at every step, in a loop", i)
             first = a & LOW
             return Result(self.folded.place(a >> AT), first if stride > 0 else first - results, stride)
         middle = a + stride * (run.steps // 2)
         other, step, offset = self._position(a, middle)
         if other is None or abs(stride) != self.runs[other].period << AT:
-            raise UnknownFormError("results of calls that are in no loop of this period")
+            raise _UnknownRunError("results of calls that are in no loop of this period", i)
         if stride > 0:
             return Moving(other, offset, step, False, a & LOW)
         return Moving(other, offset, step - self.runs[other].steps + 1, True, a & LOW)

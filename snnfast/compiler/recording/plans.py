@@ -226,7 +226,8 @@ class _Writer:
         is_constructor = func in (torch.zeros, torch.ones)
         grows = call.run is None and (is_constructor or (self._grow and not is_step(func)))
         lines = self._lines[number]
-        node.meta["stack_trace"] = lines.trace
+        if number not in form.apart:  # else calls of one place would be taken for steps
+            node.meta["stack_trace"] = lines.trace
         node.meta["nn_module_stack"] = dict.fromkeys(lines.modules)
         self._kinds_of[node] = kind
         if getattr(func, "computes", None) is not None or _is_op(func) or func in (torch.zeros, torch.ones):
@@ -308,20 +309,20 @@ class _Writer:
         return self._result(made, number)
 
     def _made_near(self, run: int, number: int) -> Node | None:
-        """A call in front of a loop or behind it, by its number in the record.
-
-        A step that is apart may have a short loop in it, as ``state[0], state[1], state[2]``.
-        """
+        """A call in front of a loop or behind it, by its number in the record. It may be of the loop next to it."""
         form, loop = self._form, self._form.runs[run]
+        inside = form.folded.run_at(number)
         for i, other in enumerate(form.runs):
             between = other.end > min(number, loop.start) and other.start < max(number + 1, loop.end)
-            if i != run and between and self._steps[i] != other.steps:
+            if i not in (run, inside) and between and self._steps[i] != other.steps:
                 return None
-        inside = form.folded.run_at(number)
         if inside is None:
             return self._made.get(("at", form.folded.place(number)))
-        short = form.runs[inside]
-        return self._made.get(("row", inside, *divmod(number - short.start, short.period)))
+        other = form.runs[inside]
+        step, offset = divmod(number - other.start, other.period)
+        if number < loop.start:  # it is counted from the end that is next to the loop
+            step += self._steps[inside] - other.steps
+        return self._made.get(("row", inside, step, offset))
 
     def _result(self, made: Node, number: int) -> Node:
         kind = self._kinds_of[made]

@@ -8,6 +8,9 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from snnfast.compiler.emit import LEAST_NUMBER
+from snnfast.compiler.recording.later import AT
+
 LEAST = 3
 """So many like periods are a loop."""
 
@@ -141,6 +144,39 @@ def _fits(leaves: Sequence[tuple[Any, ...]], at: int, period: int, strides: Sequ
 def _difference(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
     """By how much leaves grow. A number that is no integer must stay the same."""
     return tuple([None if type(x) is float and x != y else x - y for x, y in zip(a, b, strict=True)])
+
+
+def over_time(runs: Sequence[Run], kinds: Sequence[Any], leaves: Sequence[tuple[Any, ...]]) -> list[Run]:
+    """The loops that may have another number of steps in another call. The rest is straight code.
+
+    The rest are loops of a few steps, and what is done to each of several tensors of the caller, one after the other:
+    ``utils.reset`` of snnTorch sets the states of all networks of the process.
+    """
+    runs = [run for run in runs if run.steps >= LEAST_NUMBER]
+    if not runs:
+        return []
+    folded = Folded(runs, len(kinds))
+    kept = {max(range(len(runs)), key=lambda i: runs[i].period * runs[i].steps)}
+    reads: list[tuple[int, int]] = []
+    for i, run in enumerate(runs):
+        for number, strides in enumerate(run.strides, run.start):
+            for a, stride, is_tensor in zip(leaves[number], strides, kinds[number].tensors, strict=True):
+                if not stride or (is_tensor and a < 0):
+                    continue
+                other = folded.run_at((a + stride * (run.steps // 2)) >> AT) if is_tensor else None
+                if other is None or (other == i and a >> AT < run.start):
+                    kept.add(i)  # it counts its steps, or reads the step before
+                elif other != i:
+                    reads.append((i, other))
+    for number, kind in enumerate(kinds):
+        if len(kind.tensors) >= LEAST_NUMBER and folded.run_at(number) is None:
+            rows = [folded.run_at(a >> AT) for a, t in zip(leaves[number], kind.tensors, strict=True) if t and a >= 0]
+            kept.update(i for i, j in pairwise(rows) if i is not None and i == j)
+    before = 0
+    while len(kept) > before:
+        before = len(kept)
+        kept.update(i for pair in reads if not kept.isdisjoint(pair) for i in pair)
+    return [runs[i] for i in sorted(kept)]
 
 
 class Folded:
