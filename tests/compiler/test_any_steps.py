@@ -8,7 +8,7 @@ import pytest
 import torch
 from callables import function
 from compiler.internals import ByRecording
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import snnfast
@@ -100,3 +100,41 @@ def test_what_is_repeated_is_a_loop_where_that_is_possible(
 ) -> None:
     loop = spikes(2.0, made=lambda out: torch.stack(list(itertools.accumulate(out, combine))))
     assert generality(loop, (7, 12, 9)) == [general]
+
+
+def test_a_number_of_a_neuron_is_no_size() -> None:
+    """Sixteen of twenty steps have a result. The options of the neuron's kernel are sixteen, too."""
+    lif = snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> Tensor:
+        mem, out = lif.reset_mem(), []
+        for t, x_t in enumerate(x):
+            spk, mem = lif(x_t, mem.detach() if t == 4 else mem)
+            if t >= 4:
+                out.append(spk)
+        return torch.stack(out)
+
+    assert generality(loop, (20, 31, 12)) == [True]
+
+
+def test_numbers_of_steps_that_keep_changing_make_no_new_graphs() -> None:
+    """A layer runs at each fourth step, so that each number of steps has steps of another kind at its end."""
+    fc, lif = nn.Linear(6, 6), snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> Tensor:
+        mem, slow, out = lif.reset_mem(), torch.zeros_like(x[0]), []
+        for t, x_t in enumerate(x):
+            spk, mem = lif(x_t, mem)
+            if t % 4 == 0:
+                slow = slow * 0.5 + fc(spk)
+            out.append(spk + slow)
+        return torch.stack(out)
+
+    recorded = ByRecording(loop)
+    for T in (14, 15, 16, 17, 18, 19, 13, 12, 11, 10, 14):
+        x = torch.rand(T, 3, 6)
+        torch.testing.assert_close(recorded(x), loop(x))
+    assert len(recorded.plans) == 1
+    for _ in range(3):
+        recorded(torch.rand(19, 3, 6))
+    assert len(recorded.plans) == 2  # it came again

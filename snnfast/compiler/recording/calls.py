@@ -70,7 +70,6 @@ class _Family:
         limits: Why a graph is not for all of them, or why it is for its number of steps alone.
         twins: The form for any size of a batch, and its plan, if there is one.
         tries: There may be one; it is looked for when another form has come.
-        seen: Keys of forms that have come once, and have no plan.
     """
 
     def __init__(self, first: Form) -> None:
@@ -78,7 +77,10 @@ class _Family:
         self.limits = "" if first.is_general else "few steps"
         self.twins: tuple[Twins, Plan] | None = None
         self.tries = True
-        self.seen: dict[Any, None] = {}
+
+    def is_like(self, form: Form) -> bool:
+        """Whether another form would have a graph for its steps alone, too."""
+        return not self.any_steps and (self.first.is_general or not form.is_general)
 
 
 class _Known:
@@ -87,6 +89,7 @@ class _Known:
     Attributes:
         plans: By the keys of forms. Where a form has none, the reason.
         families: By the structures of forms.
+        seen: Keys of forms that have come once, and have no plan.
         forms: The last form of calls of these kinds; ``None`` where one has come only once.
         replays: Calls that run without the code of the function.
     """
@@ -96,6 +99,7 @@ class _Known:
         self.replays = Replays(function)
         self.plans: dict[Any, Plan | _NoPlan] = {}
         self.families: dict[Any, _Family] = {}
+        self.seen: dict[Any, None] = {}
         self.forms: dict[int, Form | None] = {}
 
     def form_of(self, recorder: Recorder, alive: list[int]) -> Form:
@@ -247,14 +251,15 @@ class Recorded:
             plan = family.twins[1]._replace(batch=(batch,))
             _enter(known.plans, keys[not plan.is_general], plan)
             return plan
-        # Tracing is for one number of steps at a time.
-        varies = family is not None and form.steps != family.first.steps
+        # A graph that may be for this call alone is made when it comes again. Tracing is for one number of steps, too.
+        alone = family or next((other for other in known.families.values() if other.is_like(form)), None)
+        varies = alone is not None and form.steps != alone.first.steps
         if len({id(plan.graph) for plan in known.plans.values() if isinstance(plan, Plan)}) >= _MOST_PLANS:
             return _NoPlan(f"there are {_MOST_PLANS} graphs of it already", is_refused=varies)
         twins = None if family is None else self._twins(form, family)
-        if family is not None and twins is None and (key := keys[not family.any_steps]) not in family.seen:
-            _enter(family.seen, key, None)
-            return _NoPlan(f"another call like it needs a graph of its own: {family.limits}", is_refused=varies)
+        if alone is not None and twins is None and (key := keys[not alone.any_steps]) not in known.seen:
+            _enter(known.seen, key, None)
+            return _NoPlan(f"another call like it needs a graph of its own: {alone.limits}", is_refused=varies)
         if not recorder.learns:
             recorder.asks_again = True
             return _NoPlan("not seen before: the next call asks for its lines")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from snnfast._unroll.checks import out_of_inference
+from snnfast.compiler.calls import is_step
 from snnfast.compiler.emit import LEAST_NUMBER
 from snnfast.compiler.recording.functions import Computed
 from snnfast.compiler.recording.kinds import Hole, Kind
@@ -268,7 +269,7 @@ class Form:
         t = type(a)
         if t is Hole:
             return leaf(a.number)
-        if t is int and a in self._sizes:
+        if t is int and a in self._sizes and not is_step(self.kinds[number].func):  # whose numbers are no sizes
             return self._sizes[a]
         if t is tuple or t is list or t is torch.Size:
             tensors = self.kinds[number].tensors
@@ -453,7 +454,13 @@ class Form:
 
     # ---- sizes that follow from the number of steps
 
+    def _left(self, end: tuple[int, int, int, int]) -> int:
+        """How many entries of a dimension are behind those that a loop reads, which begins at one."""
+        size, i, stride, first = end
+        return size - max(first % size, (first + stride * (self.runs[i].steps - 1)) % size)
+
     def _find_sizes(self) -> None:
+        ends: list[tuple[int, int, int, int]] = []
         for i, run in enumerate(self.runs):
             for j in range(run.period):
                 number = run.start + j
@@ -464,9 +471,12 @@ class Form:
                     if not kind.tensors[k]:
                         size = self._dim(number, k)
                         if size is not None:
-                            self._enter_size(size, i, abs(stride))
+                            ends.append((size, i, stride, a))
                     elif a >= 0 and abs(stride) < 1 << (AT - 1):
-                        self._enter_size(len(self.kinds[a >> AT].likes), i, abs(stride))
+                        ends.append((len(self.kinds[a >> AT].likes), i, stride, a & LOW))
+        # Of loops over parts of one dimension, it grows with the one that comes nearest to its end.
+        for size, i, stride, _ in sorted(ends, key=self._left):
+            self._enter_size(size, i, abs(stride))
         for number, kind in enumerate(self.kinds):
             if len(kind.tensors) >= LEAST_NUMBER and self.folded.run_at(number) is None:
                 self._enter_lists(kind, number)
@@ -547,28 +557,28 @@ class Form:
         """All numbers that are told literally, which a number of steps must not be."""
         found: set[int] = set()
 
-        def enter(a: Any) -> None:
+        def enter(a: Any, is_size: bool = True) -> None:
             t = type(a)
             if t is int:
-                found.add(a)
+                found.update({a} - self._sizes.keys() if is_size else {a})
             elif t in (tuple, list, torch.Size):
                 for b in a:
-                    enter(b)
+                    enter(b, is_size)
             elif t is dict:
-                enter(tuple(a.values()))
+                enter(tuple(a.values()), is_size)
             elif t is slice:
-                enter((a.start, a.stop, a.step))
+                enter((a.start, a.stop, a.step), is_size)
 
         for n in self.at:
             kind = self.kinds[n]
             enter([a for a, is_tensor in zip(self.leaves[n], kind.tensors, strict=True) if not is_tensor])
-            enter(kind.args)
+            enter(kind.args, not is_step(kind.func))
             enter(kind.kwargs)
             for like in kind.likes[:8]:
                 enter(like.shape)
         for like in self.likes[:64]:
             enter(like.shape)
-        return found - set(self._sizes)
+        return found
 
 
 def resized(like: Like, shape: tuple[int, ...]) -> Like:

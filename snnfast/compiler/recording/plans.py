@@ -38,6 +38,10 @@ _ODD_STEPS = 3
 """So many steps may be apart from those of a loop."""
 
 
+class _IsAlsoSizeError(UnknownFormError):
+    """A result outside of the loop has a size that is equal to the number of steps, and may not follow from it."""
+
+
 class Plan(NamedTuple):
     """A graph that runs the records of one form.
 
@@ -75,7 +79,7 @@ def plan_for_any_steps(form: Form, kinds: Kinds, lines: Sequence[Lines]) -> Plan
     """
     try:
         return _for_any_steps(form, kinds, lines, grow=False)
-    except UnknownFormError:
+    except _IsAlsoSizeError:
         return _for_any_steps(form, kinds, lines, grow=True)
 
 
@@ -233,7 +237,7 @@ class _Writer:
         if getattr(func, "computes", None) is not None or _is_op(func) or func in (torch.zeros, torch.ones):
             likes = form.results_at(place, self._steps, grows)
             if not grows and likes != form.results_at(place, self._steps, True):
-                raise UnknownFormError("the number of steps is also a size of a call")
+                raise _IsAlsoSizeError("the number of steps is also a size of a call")
             fakes = iter([self._kinds.fake(like) for like in likes])
             if kind.spec is None:
                 node.meta["example_value"] = next(fakes, None)
