@@ -48,9 +48,7 @@ NO_PLAN = {
 """Programs that run call by call, and why."""
 
 ALONE = {
-    **dict.fromkeys(
-        ["autoencoder", "edges", "recurrent-policy", "thinking-policy", "truncated"], "its calls depend on it"
-    ),
+    **dict.fromkeys(["autoencoder", "thinking-policy", "truncated"], "its calls depend on it"),
     **dict.fromkeys(["own-function-on-images", "static-convolution"], "it has ten steps and ten classes"),
 }
 """Programs whose graph is for one number of steps, and why."""

@@ -1,5 +1,6 @@
 """A recorded ``autograd.Function`` computes with the numbers that it reads now, whatever way it reads them by."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -204,3 +205,83 @@ def test_why_is_said() -> None:
     spike = spike_whose_backward(module["read"]).apply
     notes = snnfast.explain(lambda x: loop(x, spike), torch.rand(7, 2, 3), by="recording").notes
     assert "Spike: it reads os.environ, whose changes can't be seen" in notes
+
+
+def fire(width: Any) -> Any:
+    """A class that is made anew at each step, as public code makes it."""
+
+    class Fire(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return (x > 0).to(x.dtype)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return grad * (1 - x.abs() / width).clamp(min=0)
+
+    return Fire
+
+
+def test_classes_that_are_made_at_each_step_are_one_if_they_are_alike() -> None:
+    def loop(x: Tensor, widths: list[float]) -> Tensor:
+        mem, out = torch.zeros_like(x[0]), []
+        for x_t, width in zip(x, itertools.cycle(widths), strict=False):
+            mem = 0.9 * mem + x_t
+            spk = fire(width).apply(mem - 0.5)
+            mem = mem - 0.5 * spk
+            out.append(spk)
+        return torch.stack(out)
+
+    recorded = ByRecording(loop)
+    for T, widths in (
+        (9, [0.5]),
+        (9, [0.5]),
+        (13, [0.5]),
+        (9, [2.0]),
+        (9, [2.0]),
+        (9, [2.0]),
+        (9, [0.5, 2.0]),
+        (9, [1]),
+    ):
+        found = []
+        for function in (loop, recorded):
+            x = torch.rand(T, 2, 5, generator=torch.Generator().manual_seed(T)).requires_grad_()
+            found.append(torch.autograd.grad(function(x, widths).pow(2).sum(), x)[0])
+        torch.testing.assert_close(*found)
+    assert recorded.plans[0].is_general
+
+
+def test_a_class_whose_variable_changes_is_another_one() -> None:
+    """Its backward pass reads the variable as it is then."""
+
+    def loop(x: Tensor, late: float) -> Tensor:
+        width, mem, out = 0.5, torch.zeros_like(x[0]), []
+        for x_t in x:
+
+            class Fire(torch.autograd.Function):
+                @staticmethod
+                def forward(ctx: Any, x: Tensor) -> Tensor:
+                    ctx.save_for_backward(x)
+                    return (x > 0).to(x.dtype)
+
+                @staticmethod
+                def backward(ctx: Any, grad: Tensor) -> Tensor:
+                    (x,) = ctx.saved_tensors
+                    return grad * (1 - x.abs() / width).clamp(min=0)
+
+            mem = 0.9 * mem + x_t
+            spk: Any = Fire.apply(mem - 0.5)
+            mem = mem - 0.5 * spk
+            out.append(spk)
+        width = late
+        return torch.stack(out)
+
+    recorded = ByRecording(loop)
+    for late in (0.5, 0.5, 2.0, 2.0, 0.5):
+        found = []
+        for function in (loop, recorded):
+            x = torch.rand(9, 2, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+            found.append(torch.autograd.grad(function(x, late).pow(2).sum(), x)[0])
+        torch.testing.assert_close(*found)

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent import futures
+from types import CellType, FunctionType, NoneType
 from typing import Any
 
 import torch
@@ -67,6 +68,87 @@ class Applied:
             found = call(*given)
             self.changes |= is_current and not self.is_current()
             return found
+
+
+class Alike:
+    """Classes of a function that are made anew at each step, as one class for all that are alike."""
+
+    def __init__(self) -> None:
+        self._first: dict[Any, tuple[Any, list[Any]]] = {}  # by what tells one from another, with objects of identities
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def clear(self) -> None:
+        self._first.clear()
+
+    def first(self, cls: Any) -> Any:
+        """The first class like this one; the class itself, if it is made once, or if it may change.
+
+        They have the same code and bases, and what their methods close over is equal or the same object.
+        """
+        if "<locals>" not in cls.__qualname__:
+            return cls
+        one = Told(cls)
+        if not one.stays:
+            return cls
+        found = self._first.get(one.key)
+        if found is None or Told(found[0]).key != one.key:
+            found = self._first[one.key] = cls, one.kept
+        return found[0]
+
+
+class Told:
+    """A class, as it is told from others.
+
+    Attributes:
+        key: Equal for two that are alike.
+        kept: The objects whose identities are in it.
+        stays: Whether it has methods alone, and nobody else can assign a variable that they close over.
+    """
+
+    def __init__(self, cls: Any) -> None:
+        self.kept: list[Any] = []
+        self._cls, self._cells = cls, dict[int, list[Any]]()
+        attributes = {name: a for name, a in type.__getattribute__(cls, "__dict__").items() if name not in _OWN}
+        entries = [(name, self._spelled(a)) for name, a in attributes.items()]
+        self.key = type(cls), cls.__qualname__, *map(self._spelled, cls.__bases__), *entries
+        self.stays = all(type(a) in (staticmethod, classmethod, FunctionType) for a in attributes.values())
+        self.stays &= all(_references(cells) == _IN_A_CLOSURE for cells in self._cells.values())
+
+    def _spelled(self, a: Any) -> Any:
+        t = type(a)
+        if a is self._cls:
+            return "itself"
+        if t in (staticmethod, classmethod):
+            return t, self._spelled(a.__func__)
+        if t is FunctionType:
+            for cell in a.__closure__ or ():
+                self._cells.setdefault(id(cell), []).append(cell)
+            cells = [_EMPTY if cell == _EMPTY else self._spelled(cell.cell_contents) for cell in a.__closure__ or ()]
+            parts = (a.__code__, a.__globals__, a.__defaults__, a.__kwdefaults__, vars(a) or None)
+            return t, *map(self._spelled, parts), *cells
+        if t in (int, float, complex, bool, str, NoneType):
+            return t, repr(a)
+        self.kept.append(a)
+        return t, id(a)
+
+
+def _references(cells: list[Any]) -> int:
+    """References to a variable, but for those of all closures but one, which have put it into a list."""
+    cell = cells.pop()
+    return sys.getrefcount(cell) - 2 * len(cells)
+
+
+def _closure(variable: Any) -> Any:
+    return lambda: variable
+
+
+_KEPT = _closure(None)
+_IN_A_CLOSURE = _references([_KEPT.__closure__[0]])  # they differ between versions of Python
+_EMPTY = CellType()
+_OWN = {"_backward_cls", "__module__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__"}
+"""Attributes that Python and PyTorch give to each class."""
 
 
 class Computed:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from snnfast._program.seen import Sight
 from snnfast._program.trace import NotElementwiseError
 from snnfast.compiler.calls import storage_of, tensors_in
-from snnfast.compiler.recording.functions import Applied
+from snnfast.compiler.recording.functions import Alike, Applied
 from snnfast.compiler.recording.later import Later, Like, like_of
 from snnfast.compiler.recording.modes import NONE, entered
 from snnfast.compiler.recording.waiting import MayRaise
@@ -156,6 +156,7 @@ class Kinds(dict[Any, Kind]):
         self._sights: dict[Any, Sight] = {}  # of their classes
         self._changes: Counter[Any] = Counter()  # how often a class has changed what it reads
         self._options: dict[int, Any] = {}
+        self.classes = Alike()
         self.spare: dict[Like, list[Later]] = {}  # results of earlier calls that nobody holds
 
     def applied(self, cls: Any, objects: tuple[tuple[int, Any], ...]) -> Applied:
@@ -180,10 +181,11 @@ class Kinds(dict[Any, Kind]):
 
     def trim(self) -> None:
         """Forget all kinds if there are too many: a number or a class of each call is a part of them."""
-        if len(self) > _MOST or max(len(self._functions), len(self._sights)) > _MOST_FUNCTIONS:
+        if len(self) > _MOST or max(len(self._functions), len(self._sights), len(self.classes)) > _MOST_FUNCTIONS:
             self.clear()
             self._functions.clear()
             self._sights.clear()
+            self.classes.clear()
             self._applied.clear()
             self._options.clear()
 

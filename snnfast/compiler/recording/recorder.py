@@ -28,7 +28,7 @@ from snnfast._core.pytorch import (
 from snnfast._unroll import node, state_gradients
 from snnfast.compiler.calls import as_leaf
 from snnfast.compiler.recording.form import Form
-from snnfast.compiler.recording.functions import Applied, Computed
+from snnfast.compiler.recording.functions import Applied, Computed, Told
 from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError, known_of
 from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, is_marked, later, like_of
 from snnfast.compiler.recording.lines import Lines, lines_of
@@ -193,6 +193,7 @@ class Recorder(TorchFunctionMode):
         self.lines: list[Lines] = []  # of each call, if it learns them
         self._numbers: dict[int, int] = {}  # of them, by their ids
         self._functions: dict[Any, Applied] = {}
+        self._own: dict[int, Any] = {}  # the classes of calls of which another one like it stands for
         self._reads_change = False  # an autograd.Function has read something else since
         self._any_grown = False  # a tensor requires a gradient since it was written to
         self._peeked: set[int] = set()  # addresses of tensors with views that follow whether they need a gradient
@@ -340,10 +341,12 @@ class Recorder(TorchFunctionMode):
         objects = tuple([(i, a) for i, a in enumerate(args) if known_to_kernels(a)])
         if objects:
             args = tuple([a for a in args if not known_to_kernels(a)])
+        own, cls = cls, self._known.classes.first(cls)
         applied = self._functions.get((cls, objects))
         if applied is not None and not applied.is_current():
             applied = None
         if applied is not None and (found := self.quickly(applied, args, grad)) is not None:
+            self._enter_own(own, applied)
             return found
         before, self.records = self.records, False
         try:
@@ -353,13 +356,15 @@ class Recorder(TorchFunctionMode):
                 raise NeedsValueError(_SYNCHRONISES)
             if applied is None:
                 applied = self._applied(cls, objects)
-            return self._record(applied, args, {}, grad)
+            found = self._record(applied, args, {}, grad)
+            self._enter_own(own, applied)
+            return found
         except NeedsValueError as error:
             self.reasons.append(str(error))
             self.is_alone = False
             self.flush()
             with torch.set_grad_enabled(grad):
-                found = Applied(cls, objects)(*args)
+                found = Applied(own, objects)(*args)
             return self._computed(found, args)
         finally:
             self.records = before
@@ -381,9 +386,22 @@ class Recorder(TorchFunctionMode):
                 self._reads_change |= not applied.is_current() and self._known.applied(cls, objects) is not applied
             except NeedsValueError:
                 self._reads_change = True
+        self._reads_change |= any(self._function_at(number) is not self.kinds[number].func for number in self._own)
         if self._reads_change:
             self.reasons.append("an autograd.Function reads numbers that change within the call")
         return not self._reads_change
+
+    def _enter_own(self, own: Any, applied: Applied) -> None:
+        """Keep the class of the last call, if another one stands for it."""
+        if own is not applied.function and self.kinds and self.kinds[-1].func is applied:
+            self._own[len(self.kinds) - 1] = own
+
+    def _function_at(self, number: int) -> Any:
+        """The function of a call: the program may have changed its class since."""
+        func, own = self.kinds[number].func, self._own.get(number)
+        if own is None or type(func) is not Applied or Told(own).key == Told(func.function).key:
+            return func
+        return Applied(own, func.objects)
 
     def _computed(self, found: Any, args: Any) -> Any:
         """Record a call that was made. PyTorch must not see its results while it makes the call that they are of."""
@@ -929,7 +947,7 @@ class Recorder(TorchFunctionMode):
                     for a, is_tensor in zip(leaves, kind.tensors, strict=True)
                 )
                 with entered(kind.grad, kind.modes, self.ambient):
-                    found = kind.func(*args, **kwargs)
+                    found = self._function_at(number)(*args, **kwargs)
                 for i, t in enumerate(kind.tensors_of(found)):
                     values[(number << AT) + i] = t
                 done = number + 1
