@@ -47,6 +47,7 @@ _ANY_OBJECT = {"__globals__", "__builtins__", "__subclasses__", "f_globals", "f_
 # PyTorch calls these methods of a class that derives from its own.
 _CALLED = {"forward", "backward", "jvp", "vmap", "setup_context", "derivative"}
 _OF_MODULES = {"_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "training"}
+_OF_MODULES |= {"_backward_hooks", "_backward_pre_hooks"}
 _OF_IMPORTS = {"__loader__", "__spec__", "__builtins__", "_compiled_call_impl"}
 _UNUSED = {"__repr__", "__doc__", "__module__", "__dict__", "__weakref__"}
 _CHILDREN = ("_parameters", "_buffers", "_modules")

@@ -4,6 +4,9 @@ A function is recorded first. Where that merges less than half of its calls, thr
 times in a row, if others of its calls were merged. Where it takes more than a tenth of a call to record it, and calls
 like it have come often enough to pay for tracing one, such calls are traced. What is worth neither runs as it is, and
 one warning says why. Calls without gradients that are clearly faster as they are run so until they are traced.
+
+Graphs take seconds to make. A function whose graphs have cost more than its calls can pay for makes no more until they
+can: calls that would need another one, as those of other sizes may, run as they are.
 """
 
 import math
@@ -25,7 +28,7 @@ from snnfast._core.pytorch import (
 )
 from snnfast.compiler.recording.calls import Recorded, may_record
 from snnfast.compiler.recording.recorder import Recorder
-from snnfast.compiler.report import nothing_to_compile
+from snnfast.compiler.report import nothing_to_compile, number_of_graphs
 from snnfast.compiler.traced import Traced
 
 TRACING, RECORDING = "tracing", "recording"
@@ -48,6 +51,12 @@ _MOST_DEAR = 4
 _MOST_SHAPES = 1000
 """The costs of so many are known at a time."""
 
+_FREE = 2.0
+"""So many seconds graphs may cost at first."""
+
+_SHARE = 0.2
+"""So much of the time that its calls have taken, the graphs of a function may have cost."""
+
 _TRIALS = 5
 """So many calls without gradients are timed recorded, and then so many as they are."""
 
@@ -64,11 +73,24 @@ class _Trial:
     Attributes:
         recorded: Seconds of calls, by the number of elements that they were given: the first sizes may differ.
         as_they_are: Likewise.
+        replays: Whether the calls are replayed by now, and timed so.
     """
 
     def __init__(self) -> None:
         self.recorded: list[float] = []
         self.as_they_are: list[float] = []
+        self.replays = False
+
+    def add(self, tried: list[float], seconds: float, shapes: Any) -> None:
+        if len(tried) < _TRIALS:
+            tried.append(seconds / max(1, sum(math.prod(shape) for shape in shapes[1:] if shape is not None)))
+
+    def replayed(self, seconds: float, shapes: Any) -> None:
+        if not self.replays:
+            self.replays = True
+            self.recorded.clear()
+            self.as_they_are.clear()
+        self.add(self.recorded, seconds, shapes)
 
     @property
     def runs_as_it_is(self) -> bool:
@@ -100,6 +122,21 @@ class _Cost:
     @property
     def is_dear(self) -> bool:
         return self.calls >= _OFTEN and bool(self.steps) and self.recording > _DEAR * self.seconds
+
+
+class _Account:
+    """The seconds that graphs have cost, and those that calls have taken."""
+
+    def __init__(self) -> None:
+        self.cost = self.taken = 0.0
+
+    @property
+    def allows(self) -> bool:
+        """Whether another graph may be made."""
+        return self.cost <= max(_FREE, _SHARE * self.taken)
+
+    def __str__(self) -> str:
+        return f"its graphs took {self.cost:.0f} s to make, and its calls {self.taken:.0f} s"
 
 
 class Choice:
@@ -136,6 +173,9 @@ class Choice:
         self._dear: set[Any] = set()  # shapes whose calls are traced
         self._trials: dict[Any, _Trial] = {}  # of shapes without the first size, which may be the number of steps
         self._as_it_is: set[bool] = set()
+        self._account = _Account()
+        self._graphs: dict[Any, bool] = {}  # whether calls of shapes have a graph, or had none that may be made
+        self._without = 0  # so many new shapes in a row had none
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         grad = torch.is_grad_enabled()
@@ -160,23 +200,69 @@ class Choice:
             elif saved_tensors_are_hooked() or in_reentrant_checkpoint():
                 self._warn('runs as it is in a checkpoint, and under other hooks of saved tensors, unless by="tracing"')
             return self._function(*args, **kwargs)
-        if self._traced is not None and self._in_vain[grad] >= self._patience[grad]:
-            return self._traced(*args, **kwargs)
         shapes = (grad, *_shapes_of(args), *_shapes_of(kwargs.values()))
+        allowed = self._account.allows
+        if not allowed and not self._graphs.get(shapes, self._without < _PATIENCE):
+            self._warn(
+                f"runs as it is where its sizes are new, until graphs of them pay: {self._account}. snnfast.explain "
+                "says why they need graphs of their own"
+            )
+            return self._timed(self._function, args, kwargs)
+        if self._traced is not None and self._in_vain[grad] >= self._patience[grad]:
+            return self._trace(self._traced, shapes, args, kwargs)
         if self._traced is not None and shapes in self._dear and self._traced.pays(grad) is not False:
-            return self._traced.attempt(args, kwargs)[0]
+            return self._trace(self._traced.quietly, shapes, args, kwargs)
         trial = self._trial_of(shapes) if not grad and self._traced is not None and _on_cpu(args, kwargs) else None
         start = time.perf_counter()
         if trial is not None and trial.runs_as_it_is:
             result = self._function(*args, **kwargs)
             self._count(None, time.perf_counter() - start, shapes, trial)
             return result
+        recorded.makes = allowed
         result, recorder = recorded(*args, **kwargs)
+        seconds = time.perf_counter() - start
         if recorder is None:
+            self._account.taken += seconds
+            if trial is not None:
+                trial.replayed(seconds, shapes)
+            return result
+        self._account.cost += recorder.making
+        self._account.taken += seconds - recorder.making
+        self._enter(shapes, not recorder.is_denied)
+        if recorder.is_denied:
             return result
         if not recorder.learns:
-            self._count(recorder, time.perf_counter() - start, shapes, trial)
+            self._count(recorder, seconds, shapes, trial)
         self._judge(recorder, grad)
+        return result
+
+    def _enter(self, shapes: Any, has_graph: bool) -> None:
+        """Enter whether a call had a graph, or needed none."""
+        if shapes not in self._graphs:
+            self._without = 0 if has_graph else self._without + 1
+            if len(self._graphs) >= _MOST_SHAPES:
+                self._graphs.clear()
+        self._graphs[shapes] = has_graph
+
+    def _trace(self, traced: Callable[..., Any], shapes: Any, args: Any, kwargs: Any) -> Any:
+        """Make a call that is traced, if its graph may be made."""
+        if not self._account.allows and not self._graphs.get(shapes):
+            self._enter(shapes, has_graph=False)
+            return self._timed(self._function, args, kwargs)
+        graphs, start = number_of_graphs(), time.perf_counter()
+        result = traced(*args, **kwargs)
+        seconds = time.perf_counter() - start
+        if number_of_graphs() > graphs:
+            self._account.cost += seconds
+        else:
+            self._account.taken += seconds
+        self._enter(shapes, has_graph=True)
+        return result
+
+    def _timed(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        self._account.taken += time.perf_counter() - start
         return result
 
     def _trial_of(self, shapes: Any) -> _Trial:
@@ -197,9 +283,8 @@ class Choice:
             self._dear.add(shapes)
         if trial is None:
             return
-        tried = trial.as_they_are if recorder is None else trial.recorded
-        if len(tried) < _TRIALS and (recorder is None or recorder.pays):
-            tried.append(seconds / max(1, sum(math.prod(shape) for shape in shapes[1:] if shape is not None)))
+        if recorder is None or (recorder.pays and not trial.replays):
+            trial.add(trial.as_they_are if recorder is None else trial.recorded, seconds, shapes)
 
     def _judge(self, recorder: Recorder, grad: bool) -> None:
         if recorder.pays:

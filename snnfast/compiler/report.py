@@ -174,6 +174,11 @@ def number_of_cuts() -> int:
     return len(torch._dynamo.utils.graph_break_reasons)
 
 
+def number_of_graphs() -> int:
+    """How many graphs ``torch.compile`` has made so far."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
 def number_of_failures() -> int:
     """How often ``torch.compile`` has traced a function so far that it then could not compile."""
     frames = torch._dynamo.utils.counters["frames"]

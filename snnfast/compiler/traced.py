@@ -74,6 +74,10 @@ class Traced:
             _backend.warn_once(f"snnfast: {self._name} runs as it is, without torch.compile: {why_not}")
         return result
 
+    def quietly(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it without a warning."""
+        return self.attempt(args, kwargs)[0]
+
     def attempt(self, args: Any, kwargs: Any) -> tuple[Any, str | None]:
         """Call it. Returns the result, and if this call has shown that it does not pay, why."""
         grad = torch.is_grad_enabled()

@@ -39,7 +39,6 @@ NO_PLAN = {
     **dict.fromkeys(["episodes", "loop-outside", "stream"], OUTSIDE),
     "clamped-threshold": "it writes through .data at each step",
     "custom-surrogate": "a surrogate that is a Python function must be called",
-    "inhibition": "its rows are made outside of the call",
     **dict.fromkeys(
         ["all-steps-on-images", "fashion", "spike-element-wise", "spiking-transformer"],
         "its nodes make all steps in one call",

@@ -166,7 +166,7 @@ def test_calls_of_several_shapes_and_modes(counted: Counter) -> None:
             alike(plain, compiled, batch(number, T, B))
             with torch.no_grad():
                 alike(plain, compiled, batch(number, T, B))
-    assert counted.replayed >= 6 * 6 - 6 * 4
+    assert counted.replayed >= 3 * 3  # those without gradients may be faster as they are
 
 
 def test_results_are_new_each_time() -> None:
@@ -266,6 +266,10 @@ def _pre_hook(net: Any, _: Any) -> None:
     net.fc.register_forward_hook(lambda module, args, out: out * 2)
 
 
+def _backward_hook(net: Any, _: Any) -> None:
+    net.register_full_backward_hook(lambda module, grads, grad_of_outputs: net.log.append("backward"))
+
+
 def _patched_forward(net: Any, _: Any) -> None:
     usual = net.fc.forward
     net.fc.forward = lambda x: usual(x) + 1
@@ -290,7 +294,7 @@ def _a_buffer(net: Any, _: Any) -> None:
 
 BETWEEN = [
     _freeze, _new_weight, _other_data, _written_weight, _another_layer, _another_beta, _another_surrogate,
-    _another_reset, _pre_hook, _patched_forward, _patched_class, _a_state, _evaluation, _a_buffer,
+    _another_reset, _pre_hook, _backward_hook, _patched_forward, _patched_class, _a_state, _evaluation, _a_buffer,
 ]  # fmt: skip
 
 
@@ -305,6 +309,27 @@ def test_what_changes_between_calls_is_seen(change: Callable[..., None], counted
         change(net, of_net)
     for number in range(5, 10):
         alike(plain, compiled, batch(number))
+
+
+def test_a_hook_of_all_modules_is_called(counted: Counter) -> None:
+    nets, called_by = networks()[:2], []
+    for number in range(5):
+        alike(*nets, batch(number))
+    assert counted.replayed
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, out: called_by.append(type(module)))
+    try:
+        alike(*nets, batch(5))
+    finally:
+        handle.remove()
+    assert [called_by.count(kind) for kind in (nn.Linear, *map(type, nets))] == [12, 1, 1]
+
+
+def test_lengths_that_come_again_are_replayed(counted: Counter) -> None:
+    plain, compiled = networks()[:2]
+    for _ in range(4):
+        for T in range(5, 25):
+            alike(plain, compiled, batch(T, T))
+    assert counted.replayed >= 18  # of the fourth time; two or three calls more may be made before there is a graph
 
 
 @pytest.fixture

@@ -124,10 +124,14 @@ class Recorded:
         function: It is called at every call that is not known.
         name: Its name in messages.
         replays: Whether calls that are known run without it.
+
+    Attributes:
+        makes: Whether graphs may be made.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, replays: bool = False) -> None:
         self._function, self._name, self._replays = function, name, replays
+        self.makes = True
         self._known: dict[Any, _Known] = {}
         self._learns = {True: True, False: True}  # the next call, with gradients or without, writes its lines down
         self._explained: Explanation | None = None
@@ -228,7 +232,9 @@ class Recorded:
             return None
         if self._explained is not None:
             self._tell(form, known, recorder)
+        start = time.perf_counter()
         plan = self._plan_of(form, known, recorder)
+        recorder.making += time.perf_counter() - start
         if isinstance(plan, _NoPlan):
             recorder.reasons.append(plan.reason)
             recorder.is_refused |= plan.is_refused and recorder.is_whole
@@ -251,6 +257,9 @@ class Recorded:
             plan = family.twins[1]._replace(batch=(batch,))
             _enter(known.plans, keys[not plan.is_general], plan)
             return plan
+        if not self.makes:
+            recorder.is_denied = True
+            return _NoPlan("its graphs have cost more than its calls can pay for")
         # A graph that may be for this call alone is made when it comes again. Tracing is for one number of steps, too.
         alone = family or next((other for other in known.families.values() if other.is_like(form)), None)
         varies = alone is not None and form.steps != alone.first.steps

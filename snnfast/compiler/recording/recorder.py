@@ -168,6 +168,8 @@ class Recorder(TorchFunctionMode):
         self.reasons: list[str] = []  # why calls were made that could not wait, or had no plan
         self.is_refused = False  # tracing it would not help
         self.asks_again = False  # the next call shows whether there is a plan
+        self.is_denied = False  # it needs a graph that may not be made
+        self.making = 0.0  # seconds that graphs took to make
         self.failed: str | None = None  # the error of a graph
         self.steps: list[int] = []  # of the loops that ran by a plan
         self.seconds = 0.0  # that recording took

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from snnfast._core import backend as _backend
 from snnfast._core import watch
@@ -37,7 +38,7 @@ _MOST_OF_A_SHAPE = 4
 """So many calls of a shape are, such as the first one, which has no states yet, and those in training and not."""
 
 _PATIENCE = 8
-"""So many calls that are learned and not replayed, and no more are learned."""
+"""So many calls that are learned and do not come again, and no more are learned."""
 
 _NUMBERS = (int, float, bool, str, bytes, complex, type(None), type(...), torch.dtype, torch.device, torch.layout)
 
@@ -87,7 +88,7 @@ def _spelled(a: Any, now: Now) -> Any:
         return _known(a)
     if t in _NUMBERS:
         return t, repr(a) if t is float else a
-    if t is tuple:
+    if t is tuple or t is torch.Size:
         return t, *[_spelled(b, now) for b in a]
     if t is list or t is dict:
         entries = list(a.items()) if t is dict else list(a)
@@ -135,14 +136,11 @@ class _Acts:
 
     def __enter__(self) -> "_Acts":
         if self._acting:
-            if sys.getprofile() is not None:
-                self.found = "a profiler"
-            else:
-                sys.setprofile(self._see)
+            sys.setprofile(self._see)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._acting and self.found != "a profiler":
+        if self._acting:
             sys.setprofile(None)
 
     def _see(self, frame: Any, event: str, function: Any) -> None:
@@ -202,7 +200,8 @@ class _Reader:
         references: How often each result was found, by its address.
     """
 
-    def __init__(self, alive: Sequence[int], taken: Sequence[Tensor], known: Iterable[Any]) -> None:
+    def __init__(self, recorder: Any, alive: Sequence[int], taken: Sequence[Tensor], known: Iterable[Any]) -> None:
+        self._recorder = recorder
         self._numbers = {address: i for i, address in enumerate(alive)}
         self._taken = {id(t): i for i, t in reversed(list(enumerate(taken)))}
         self._known = {id(a) for a in known}
@@ -212,6 +211,8 @@ class _Reader:
     def read(self, a: Any) -> Any:
         t = type(a)
         if t is Later:
+            if a.later_recorder is not self._recorder:
+                raise NotReplayedError("another thread writes to what it sees")
             self.references[a.later_address] += 1
             return _Made(self._numbers[a.later_address])
         if id(a) in self._taken:
@@ -315,9 +316,12 @@ class Known:
         if not self.sees(now.root):
             return None
         taken = list(now.tensors)
-        if any(_state(slot.get(), taken) != before for slot, before in zip(self.slots, self._states, strict=True)):
-            return None
-        if any(_known(t) is not like for t, like in self._tensors):
+        try:
+            if any(_state(slot.get(), taken) != before for slot, before in zip(self.slots, self._states, strict=True)):
+                return None
+            if any(_known(t) is not like for t, like in self._tensors):
+                return None
+        except NotReplayedError:
             return None
         return taken if _pattern(taken) == self._pattern else None
 
@@ -458,12 +462,12 @@ class Replays:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._sight = Sight(function, whole=True)
         self._shapes: dict[Any, _Shape] = {}
-        self._in_vain = 0  # so many were learned and not replayed since
+        self._in_vain = 0  # so many were learned, and another call came instead
         self.reason = ""
 
     def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Attempt | None":
         """Look at a call that begins; ``None``: it is not one to replay."""
-        if (self.reason and not self._shapes) or watch.watchers:
+        if (self.reason and not self._shapes) or watch.watchers or _has_any_global_hook():  # type: ignore[no-untyped-call]
             return None
         try:
             now = arguments(args, kwargs)
@@ -497,7 +501,7 @@ class Replays:
         """Look at all that the code sees, before a call that may be learned."""
         if attempt.known is not None or not attempt.shape.is_planned or self.reason:
             return
-        self._in_vain += 1
+        self._in_vain += any(not known.is_sure for known in attempt.shape.known)
         if self._in_vain > _PATIENCE:
             self.reason = "what it sees is another each time"
             return
@@ -532,8 +536,11 @@ class Attempt:
     def watched(self) -> _Acts:
         """A context for the call."""
         places: Any = self.moment and self.moment.places
-        if self.known is not None or places is not None:
-            self._acts = _Acts(places.acting if self.known is None else self.known.acting)
+        acting = self.known.acting if self.known is not None else places.acting if places is not None else ()
+        if acting and sys.getprofile() is not None:  # a profiler of the user's: this call is not learned
+            self.known = self.moment = None
+        else:
+            self._acts = _Acts(acting)
         return self._acts
 
     def end(self, result: list[Any], recorder: Any) -> None:
@@ -564,7 +571,7 @@ class Attempt:
         elif not self.known.sees(self.now.root):
             raise NotReplayedError("it changes what it sees")
         alive = recorder.alive()
-        reader = _Reader(alive, self.taken, seen)
+        reader = _Reader(recorder, alive, self.taken, seen)
         left = _Left(reader.read(result[0]), tuple([reader.read(slot.get()) for slot in self.known.slots]))
         if recorder.references(alive) != reader.references:
             raise NotReplayedError("it keeps a result where nobody can see it")
