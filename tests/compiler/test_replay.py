@@ -468,6 +468,19 @@ def test_labels_out_of_range_raise_the_loops_error(counted: Counter) -> None:
         compiled(batch(0), torch.tensor([0, 1, 5]))
 
 
+@pytest.mark.parametrize(
+    ("begin", "told"),
+    [
+        ("pass", "a call like it is replayed, without your code"),
+        ("self.calls = x.sum().item()", "your code runs at each call: it reads values, or calls what is not recorded"),
+        ("self.calls = time.time()", "your code runs at each call: it calls time.time, which may return something"),
+    ],
+)
+def test_explain_tells_whether_a_call_is_replayed(begin: str, told: str) -> None:
+    notes = snnfast.explain(networks(begin)[0], batch(0), by="recording").notes
+    assert any(note.startswith(told) for note in notes), notes
+
+
 def test_replay_false_runs_the_code_at_each_call(counted: Counter) -> None:
     runs = []
 

@@ -151,6 +151,11 @@ class Recorded:
             assert recorder is not None
             told = {report.refused for report in self._explained.graphs}
             self._explained.notes += [reason for reason in dict.fromkeys(recorder.reasons) if reason not in told]
+            if recorder.pays:
+                why = Replays(self._function).why_not(args, kwargs, recorder)
+                self._explained.notes.append(
+                    f"your code runs at each call: {why}" if why else "a call like it is replayed, without your code"
+                )
             return self._explained, recorder
         finally:
             self._explained = None

@@ -465,6 +465,18 @@ class Replays:
         self._in_vain = 0  # so many were learned, and another call came instead
         self.reason = ""
 
+    def why_not(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], recorder: Any) -> str:
+        """Why a call like one that was recorded is not replayed, as far as that call tells; ``""``: it may be."""
+        if not recorder.is_alone:
+            return "it reads values, or calls what is not recorded"
+        try:
+            self._sight.look(arguments(args, kwargs).objects, _Seen)
+        except NotReplayedError as error:
+            return str(error)
+        except NotElementwiseError as error:
+            return error.problem
+        return ""
+
     def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Attempt | None":
         """Look at a call that begins; ``None``: it is not one to replay."""
         if (self.reason and not self._shapes) or watch.watchers or _has_any_global_hook():  # type: ignore[no-untyped-call]
@@ -508,7 +520,7 @@ class Replays:
         try:
             attempt.moment = self._sight.look(attempt.now.objects, _Seen)
         except NotElementwiseError as error:
-            self.reason = str(error)
+            self.reason = error.problem
 
 
 def _forget(replays: Any, key: Any, _: Any) -> None:
