@@ -532,3 +532,32 @@ def test_a_graph_for_any_number_of_steps_serves_new_ones_whatever_it_has_cost(mo
     for T in range(9, 34, 3):
         assert call(compiled, currents(T)) == []
     assert [plan for plan in compiled.plans if isinstance(plan, str)] == []
+
+
+def in_float64(x: Tensor) -> Tensor:
+    mem, rec = torch.zeros_like(x[0]), []
+    for step in x:
+        torch.set_default_dtype(torch.float64)
+        mem = torch.tanh(0.9 * mem + step) * torch.ones(1)
+        torch.set_default_dtype(torch.float32)
+        rec.append(mem)
+    return torch.stack(rec)
+
+
+def by_cholesky(x: Tensor) -> Tensor:
+    mem, rec = torch.zeros_like(x[0]), []
+    for step in x:
+        try:
+            mem = mem * torch.linalg.cholesky(torch.eye(2) * step.sum())[0, 0]
+        except torch.linalg.LinAlgError:
+            mem = 0.5 * mem + step
+        rec.append(mem)
+    return torch.stack(rec)
+
+
+@pytest.mark.parametrize("loop", [in_float64, by_cholesky])
+def test_a_loop_that_torch_compile_reads_otherwise_runs_as_it_is(loop: Callable[[Tensor], Tensor]) -> None:
+    compiled = snnfast.compile(loop)
+    messages = [message for _ in range(5) for message in call(compiled, currents() - 1.0)]
+    assert traced() == 0
+    assert len(messages) == 1

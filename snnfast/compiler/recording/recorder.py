@@ -611,6 +611,7 @@ class Recorder(TorchFunctionMode):
         self.is_alone = False
         self.is_paused = self.is_forked or is_forward_mode() or torch.get_default_dtype() != self._dtype
         self.records = not self.is_paused
+        self.is_refused |= self.is_paused  # torch.compile would look for it once, before the loop
 
     def _is_view_of_shared(self, kind: Kind, leaves: list[Any]) -> bool:
         """Whether a call is a view of memory that others see, which is made now. Other calls get copies of such memory.
@@ -643,6 +644,7 @@ class Recorder(TorchFunctionMode):
             NeedsValueError: It can't wait.
         """
         if kind.raises:
+            self.is_refused = True  # a graph would raise it behind the lines that expect it
             raise NeedsValueError("an error that depends on values")
         for place, low, high, ignored in kind.takes:
             found, number = self._range_of(leaves[place], ignored)
