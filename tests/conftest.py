@@ -57,8 +57,7 @@ def as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def graphs_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """How long a graph takes to make on this machine decides nothing that a test looks at."""
-    if "snnfast.compiler.choice" in sys.modules:
-        monkeypatch.setattr(sys.modules["snnfast.compiler.choice"], "_FREE", float("inf"))
+    monkeypatch.setattr("snnfast.compiler.choice._FREE", float("inf"))
 
 
 @pytest.fixture(autouse=True)

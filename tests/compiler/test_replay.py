@@ -420,6 +420,19 @@ def alive(x):
 """
 
 
+@pytest.mark.parametrize("code", ["x.tag = 2", "x = x * getattr(x, 'tag', 1)", "mem.tag = 3; self.mem = mem"])
+def test_attributes_of_tensors_are_read_and_set(code: str) -> None:
+    plain, compiled = networks("pass" if "mem" in code else code, code if "mem" in code else "pass")[:2]
+    for number in range(CALLS):
+        found = []
+        for net in (plain, compiled):
+            x = batch(number)
+            if "getattr" in code and number > 5:
+                x.tag = 3  # type: ignore[attr-defined]
+            found.append((called(net, x), vars(x), {} if net.mem is None else vars(net.mem)))
+        assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("place", ["begin", "end"])
 @pytest.mark.parametrize("name", EFFECTS)
 def test_what_code_does_beside_computing_is_done(name: str, place: str) -> None:

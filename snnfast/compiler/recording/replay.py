@@ -28,7 +28,7 @@ from snnfast._unroll import state_gradients
 from snnfast.compiler.recording.changes import Changes
 from snnfast.compiler.recording.form import Form
 from snnfast.compiler.recording.kinds import NeedsValueError, known_of
-from snnfast.compiler.recording.later import Later, Like
+from snnfast.compiler.recording.later import Later, Like, is_marked
 from snnfast.compiler.recording.waiting import range_of
 
 _MOST_SHAPES = 64
@@ -84,6 +84,7 @@ def _spelled(a: Any, now: Now) -> Any:
     """Tell an argument, and enter what it consists of."""
     t = type(a)
     if t is Tensor or t is nn.Parameter:
+        _check_has_no_attributes(a)
         now.tensors.append(a)
         return _known(a)
     if t in _NUMBERS:
@@ -96,6 +97,12 @@ def _spelled(a: Any, now: Now) -> Any:
         return t, *[_spelled(b, now) for b in entries]
     now.objects.append(a)
     return t, id(a)
+
+
+def _check_has_no_attributes(t: Tensor) -> None:
+    """Code may read what a program has set on a tensor, or set something."""
+    if t.__dict__:
+        raise NotReplayedError("a tensor with attributes of the program's own")
 
 
 def _known(t: Tensor) -> Like:
@@ -213,6 +220,8 @@ class _Reader:
         if t is Later:
             if a.later_recorder is not self._recorder:
                 raise NotReplayedError("another thread writes to what it sees")
+            if is_marked(a):
+                raise NotReplayedError("a tensor with attributes of the program's own")
             self.references[a.later_address] += 1
             return _Made(self._numbers[a.later_address])
         if id(a) in self._taken:
@@ -380,6 +389,7 @@ def _state(a: Any, tensors: list[Tensor]) -> Any:
     if t is dict:
         return t, *[(_Same(key), _state(b, tensors)) for key, b in a.items()]
     if isinstance(a, Tensor) and t is not Later:
+        _check_has_no_attributes(a)
         tensors.append(a)
         return _known(a)
     return _Same(a)
@@ -483,8 +493,7 @@ class Replays:
             return None
         try:
             now = arguments(args, kwargs)
-        except NotReplayedError as error:
-            self.reason = self.reason or str(error)
+        except NotReplayedError:
             return None
         key = torch.is_grad_enabled(), _backend.current_backend(), state_gradients.setting.value, *now.key
         shape = self._shapes.get(key)
@@ -575,6 +584,8 @@ class Attempt:
         for held, entries in self.now.containers:
             if not _hold_the_same(held, entries):
                 raise NotReplayedError("it changes a list or a dictionary among its arguments")
+        for t in self.taken:
+            _check_has_no_attributes(t)
         seen: list[Any] = [*self.now.objects]
         if self.known is None:
             assert self.moment is not None
