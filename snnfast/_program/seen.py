@@ -365,6 +365,9 @@ class _Walk:
             self.tokens.append(name)
             self.visit(cell)
         space = function.__globals__
+        if (space.get("__name__"), function.__name__) == ("snntorch.utils", "reset"):
+            problem = "it calls snntorch.utils.reset, which goes through the layers of all networks"
+            raise NotElementwiseError(f"{problem}; snnfast.reset(net) does not")
         if is_settled(space.get("__name__")):  # not its ``__module__``, which a wrapper has from what it wraps
             self._of_settled(function, space["__name__"])
             return

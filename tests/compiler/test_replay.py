@@ -494,6 +494,19 @@ def test_explain_tells_whether_a_call_is_replayed(begin: str, told: str) -> None
     assert any(note.startswith(told) for note in notes), notes
 
 
+def test_explain_advises_another_reset() -> None:
+    utils = pytest.importorskip("snntorch.utils")
+    net = networks()[0]
+
+    def forward_pass(x: Tensor) -> Tensor:
+        utils.reset(net)
+        out: Tensor = net(x)
+        return out
+
+    notes = snnfast.explain(forward_pass, batch(0), by="recording").notes
+    assert any(note.endswith("layers of all networks; snnfast.reset(net) does not") for note in notes), notes
+
+
 def test_replay_false_runs_the_code_at_each_call(counted: Counter) -> None:
     runs = []
 
