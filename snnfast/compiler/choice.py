@@ -51,8 +51,11 @@ _MOST_DEAR = 4
 _MOST_SHAPES = 1000
 """The costs of so many are known at a time."""
 
+_FIRST = 4
+"""So many graphs of a function are made, whatever they cost: of a first call, later ones, evaluation, another batch."""
+
 _FREE = 2.0
-"""So many seconds graphs may cost at first."""
+"""So many seconds more ones may have cost at first, with those."""
 
 _SHARE = 0.2
 """So much of the time that its calls have taken, the graphs of a function may have cost."""
@@ -129,11 +132,12 @@ class _Account:
 
     def __init__(self) -> None:
         self.cost = self.taken = 0.0
+        self.graphs = 0
 
     @property
     def allows(self) -> bool:
         """Whether another graph may be made."""
-        return self.cost <= max(_FREE, _SHARE * self.taken)
+        return self.graphs < _FIRST or self.cost <= max(_FREE, _SHARE * self.taken)
 
     def __str__(self) -> str:
         return f"its graphs took {self.cost:.0f} s to make, and its calls {self.taken:.0f} s"
@@ -226,6 +230,7 @@ class Choice:
             if trial is not None:
                 trial.replayed(seconds, shapes)
             return result
+        self._account.graphs += recorder.graphs
         self._account.cost += recorder.making
         self._account.taken += seconds - recorder.making
         self._enter(shapes, not recorder.is_denied)
@@ -253,6 +258,7 @@ class Choice:
         result = traced(*args, **kwargs)
         seconds = time.perf_counter() - start
         if number_of_graphs() > graphs:
+            self._account.graphs += 1
             self._account.cost += seconds
         else:
             self._account.taken += seconds

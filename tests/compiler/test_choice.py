@@ -498,8 +498,8 @@ def divided(x: Tensor) -> Tensor:
 
 
 def _graphs_are_dear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{CHOICE}._FREE", 0.0)
-    monkeypatch.setattr(f"{CHOICE}._SHARE", 0.0)
+    for name in ("_FREE", "_SHARE", "_FIRST"):
+        monkeypatch.setattr(f"{CHOICE}.{name}", 0)
 
 
 def test_graphs_that_cost_more_than_calls_can_pay_for_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:

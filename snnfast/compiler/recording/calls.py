@@ -277,6 +277,7 @@ class Recorded:
         if not recorder.learns:
             recorder.asks_again = True
             return _NoPlan("not seen before: the next call asks for its lines")
+        recorder.graphs += 1
         if family is None:
             family = _Family(form)
             _enter(known.families, told.structure, family)

@@ -169,7 +169,7 @@ class Recorder(TorchFunctionMode):
         self.is_refused = False  # tracing it would not help
         self.asks_again = False  # the next call shows whether there is a plan
         self.is_denied = False  # it needs a graph that may not be made
-        self.making = 0.0  # seconds that graphs took to make
+        self.graphs, self.making = 0, 0.0  # so many graphs were made, also in vain, in so many seconds
         self.failed: str | None = None  # the error of a graph
         self.steps: list[int] = []  # of the loops that ran by a plan
         self.seconds = 0.0  # that recording took
