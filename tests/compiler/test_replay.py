@@ -196,6 +196,38 @@ def test_a_result_that_is_an_argument_is_that_argument() -> None:
         assert mem.tolist() == function(x, torch.zeros(3, 5, dtype=torch.float64))[0].tolist()
 
 
+HANDED = {
+    "a list of the network": ("pass", "return out[-1], self.log"),
+    "a dictionary of the network": ("pass", "return out[-1], self.states"),
+    "a list that was replaced": ("old, self.log = self.log, []", "self.log.append(mem.detach()); return out[-1], old"),
+    "a weight": ("pass", "return out[-1], [self.fc.weight]"),
+    "a layer": ("pass", "self.kept = dict(layer=self.fc); return out[-1], self.kept"),
+    "a tuple of results": ("pass", "return out[-1], (out[0], mem), dict(out=out)"),
+    "one list twice": ("self.log = []", "self.log.append(mem); return out[-1], self.log, [self.log]"),
+}
+
+
+@pytest.mark.parametrize("name", HANDED)
+def test_what_is_handed_on_is_the_same_object(name: str) -> None:
+    """Also of the call before: where the code hands on what was there, a replay does, too, or the code runs."""
+
+    def patterns(net: Any) -> list[Any]:
+        found: list[Any] = []
+        before: list[Any] = []
+        for number in range(CALLS):
+            result = net(batch(number))
+            inside = [a for r in result if isinstance(r, list | tuple) for a in r]
+            objects = [*result, *inside, net.log, net.states, net.kept, net.fc, net.fc.weight]
+            met = [*objects, *before]
+            found.append([next(i for i, b in enumerate(met) if b is a) for a in met])
+            found.append(told([r for r in result if r is not net.kept]))
+            before = objects
+        return found
+
+    plain, compiled = networks(*HANDED[name])[:2]
+    assert patterns(compiled) == patterns(plain)
+
+
 def test_a_network_that_was_replayed_is_freed(counted: Counter) -> None:
     net = networks()[1]
     for number in range(CALLS):

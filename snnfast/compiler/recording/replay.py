@@ -119,12 +119,17 @@ class _Seen(Places):
         super().__init__()
         self.tensors: list[Tensor] = []
         self.acting: set[Any] = set()
+        self.containers: set[int] = set()
 
     def tensor(self, value: Tensor) -> None:
         self.tensors.append(value)
 
     def acts(self, function: Any) -> None:
         self.acting.add(getattr(function, "__code__", function))
+
+    def contents(self, value: Any) -> None:
+        super().contents(value)
+        self.containers.add(id(value))
 
 
 class _Acts:
@@ -203,15 +208,29 @@ class _Left(NamedTuple):
 class _Reader:
     """Tells what a call has left behind, in a way that tells how to make it again.
 
+    Args:
+        recorder: The recorder of the call.
+        alive: The addresses of its results that are held.
+        taken: Tensors that the call began with.
+        seen: Other tensors that the code sees.
+        old: Lists and dictionaries that were there before, by their ids.
+
     Attributes:
         references: How often each result was found, by its address.
     """
 
-    def __init__(self, recorder: Any, alive: Sequence[int], taken: Sequence[Tensor], known: Iterable[Any]) -> None:
-        self._recorder = recorder
+    def __init__(
+        self,
+        recorder: Any,
+        alive: Sequence[int],
+        taken: Sequence[Tensor],
+        seen: Iterable[Tensor],
+        old: Collection[int],
+    ) -> None:
+        self._recorder, self._old = recorder, old
         self._numbers = {address: i for i, address in enumerate(alive)}
         self._taken = {id(t): i for i, t in reversed(list(enumerate(taken)))}
-        self._known = {id(a) for a in known}
+        self._seen = {id(t) for t in seen}
         self._containers: dict[int, tuple[Any, _Container]] = {}
         self.references: Counter[int] = Counter()
 
@@ -226,8 +245,10 @@ class _Reader:
             return _Made(self._numbers[a.later_address])
         if id(a) in self._taken:
             return _Taken(self._taken[id(a)])
-        if a is ABSENT or t in _NUMBERS or t is torch.Size or id(a) in self._known:
+        if a is ABSENT or t in _NUMBERS or t is torch.Size or id(a) in self._seen:
             return _Same(a)
+        if id(a) in self._old:
+            raise NotReplayedError("it hands on a list or a dictionary that was there before")
         is_tuple = isinstance(a, tuple) and (t is tuple or hasattr(t, "_fields"))
         if not is_tuple and t is not list and t is not dict:
             raise NotReplayedError(f"it makes an object of the type {t.__name__}")
@@ -289,10 +310,12 @@ class Known:
         states: What they held, as ``_state`` tells it.
         tensors: Tensors that the code sees, which are not in slots.
         taken: Those that the call began with.
-        acting: Functions that act, which the code has not called.
+        places: All that the code sees.
 
     Attributes:
         is_sure: It has come twice, and both times it did the same.
+        acting: Functions that act, which the code has not called.
+        old: Lists and dictionaries that it sees, by their ids.
     """
 
     def __init__(
@@ -302,9 +325,10 @@ class Known:
         states: list[Any],
         tensors: Iterable[Tensor],
         taken: Sequence[Tensor],
-        acting: set[Any],
+        places: Any,
     ) -> None:
-        self.acting = acting
+        self.acting: set[Any] = places.acting
+        self.old: set[int] = places.containers  # the guard holds them
         self._guard, self.slots, self._states = guard, slots, states
         self._tensors = [(t, _known(t)) for t in tensors]
         self._pattern = _pattern(taken)
@@ -334,13 +358,18 @@ class Known:
             return None
         return taken if _pattern(taken) == self._pattern else None
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that the code sees, which are not in slots."""
+        return [t for t, _ in self._tensors]
+
     def learn(self, ran: Ran, left: _Left, taken: Sequence[Tensor]) -> None:
         """Remember what the call did; it is sure if that was the same as the last time.
 
         Raises:
             NotReplayedError: It has read a tensor that it has made by itself.
         """
-        sources = _sources(ran, taken, [t for t, _ in self._tensors])
+        sources = _sources(ran, taken, self.tensors)
         if self._ran is not None:
             form = self._ran.form
             self.is_sure = (
@@ -553,6 +582,8 @@ class Attempt:
         self.moment: Moment | None = None
         self._left: _Left | None = None
         self._acts = _Acts(())
+        slots = [] if known is None or known.is_sure else known.slots
+        self._replaced = [a for slot in slots for a in _containers(slot.get())]  # lists that the call may replace
 
     def watched(self) -> _Acts:
         """A context for the call."""
@@ -586,15 +617,14 @@ class Attempt:
                 raise NotReplayedError("it changes a list or a dictionary among its arguments")
         for t in self.taken:
             _check_has_no_attributes(t)
-        seen: list[Any] = [*self.now.objects]
         if self.known is None:
             assert self.moment is not None
             self.known = self._new(self.moment)
-            seen += self.moment.kept
         elif not self.known.sees(self.now.root):
             raise NotReplayedError("it changes what it sees")
         alive = recorder.alive()
-        reader = _Reader(recorder, alive, self.taken, seen)
+        old = {id(held) for held in (*self._replaced, *(held for held, _ in self.now.containers))} | self.known.old
+        reader = _Reader(recorder, alive, self.taken, self.known.tensors, old)
         left = _Left(reader.read(result[0]), tuple([reader.read(slot.get()) for slot in self.known.slots]))
         if recorder.references(alive) != reader.references:
             raise NotReplayedError("it keeps a result where nobody can see it")
@@ -605,11 +635,12 @@ class Attempt:
         slots: list[Slot] = places.changed()
         before = [slot.before() for slot in slots]
         states = [_state(a, self.taken) for a in before]
-        containers = {id(a) for held in before for a in _containers(held)}
+        self._replaced = [a for held in before for a in _containers(held)]
+        containers = {id(a) for a in self._replaced}
         begun = {id(t) for t in self.taken}
         tensors = [t for t in places.tensors if id(t) not in begun]
         guard = places.test(slots, containers, self.now.root)
-        return Known(guard, [slot.alone() for slot in slots], states, tensors, self.taken, places.acting)
+        return Known(guard, [slot.alone() for slot in slots], states, tensors, self.taken, places)
 
     def keep(self, ran: Ran | None) -> None:
         """Learn from the call, if it ran by a plan alone."""
