@@ -36,6 +36,7 @@ _CONTAINERS = (list, set, frozenset, collections.deque)
 # With these, code finds attributes that it does not name.
 _BY_TEXT = {"getattr", "hasattr", "setattr", "delattr", "vars", "dir", "format", "attrgetter", "methodcaller"}
 _BY_TEXT |= {"__dict__", "__getstate__", "__reduce_ex__"}
+_BY_TEXT |= {"__getattribute__", "__getattr__", "__setattr__", "__delattr__"}
 _BY_TEXT |= {"children", "named_children", "modules", "named_modules", "get_submodule"}
 _BY_TEXT |= {"buffers", "named_buffers", "get_buffer", "parameters", "named_parameters", "get_parameter", "state_dict"}
 # Modules and classes whose functions find them.
@@ -56,6 +57,7 @@ _MAKE = ("__new__", "__init__", "__init_subclass__", "__post_init__")
 _TEXTS = {"repr", "str", "ascii", "format", "print"}
 # These do something that no object shows.
 _ACTS = {("builtins", "print"), ("_warnings", "warn"), ("warnings", "warn"), ("warnings", "warn_explicit")}
+_ACTS |= {("warnings", name) for name in ("simplefilter", "filterwarnings", "resetwarnings")}
 _ACTS_OF_TORCH = re.compile(r"_?(set|use|manual|enable|disable|save|load|register|compile)_?.*|fork|seed").fullmatch
 _NO_ACTS = {"set_grad_enabled"}
 
@@ -312,7 +314,7 @@ class _Walk:
         elif isinstance(value, staticmethod | classmethod):
             self.visit(value.__func__)
         elif isinstance(value, property):
-            self.visit(value.fget)
+            self.visit((value.fget, value.fset, value.fdel))
         elif isinstance(value, functools.cached_property):
             self.visit(value.func)
         elif isinstance(value, _DESCRIPTORS):
@@ -579,6 +581,7 @@ class _Walk:
                 self.attributes(held)
 
     def _of_layer(self, held: Mapping[str, Any]) -> None:
+        self.places.names(held, None, _OF_MODULES)
         for name in _OF_MODULES:
             inner = held.get(name)
             whole = "hooks" in name or (name in _CHILDREN and self._whole_modules)

@@ -165,7 +165,7 @@ class Choice:
         options: dict[str, Any],
         left: dict[str, str],
         at_once: Callable[[], tuple[int, Callable[..., Any]]] | None = None,
-        replays: bool = True,
+        replays: bool = False,
     ) -> None:
         self._function, self._name, self._left = function, name, left
         self._traced = None if by == RECORDING else Traced(function, name, options, left)

@@ -22,7 +22,7 @@ from snnfast.neurons.network import convert, layers_at_once
 Compiled = Callable[..., Any]
 
 
-def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: Any) -> Any:
+def compile(net: Any, *, by: str | None = None, replay: bool = False, **options: Any) -> Any:
     """Replace the loop over time in a network or function by one call per layer for all time steps.
 
     A network is changed in place: its snnTorch layers are put on snnfast's kernels (:func:`snnfast.snntorch.convert`),
@@ -32,9 +32,7 @@ def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: 
     the attribute in which ``torch.nn.Module.compile`` keeps a compiled call, too.
 
     A call is *recorded*: its code runs, but PyTorch's functions in it are written down instead of run. One graph then
-    runs all of them, for any number of steps. The first call makes it, which takes seconds. A call like an earlier one
-    is *replayed*: where all that the code can see is as it was, the graph runs alone, and your code does not. A loop
-    that needs values as
+    runs all of them, for any number of steps. The first call makes it, which takes seconds. A loop that needs values as
     it goes, such as ``loss.item()`` at each step, is *traced* instead, by ``torch.compile`` with the backend
     ``"snnfast"``, from its fourth call on. So is a call that takes long to record and has come often, with the same
     number of steps.
@@ -50,7 +48,8 @@ def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: 
             any backend, is compiled anew from the original network.
         by: ``"recording"`` or ``"tracing"`` alone, from the first call on. To trace a loop takes longer for more steps,
             and again for another number of steps, at most eight times.
-        replay: Whether a call may be replayed. With ``False``, your code runs at each call that is recorded.
+        replay: With ``True``, a call like an earlier one is *replayed*: where all that your code can see is as it was,
+            the graph runs alone, and your code does not. docs/time-loop.md says what is watched, and what is not.
         **options: Options of ``torch.compile``, for example ``dynamic=False``, for a loop that is traced: with any, it
             is. A network stays compiled if another backend is asked for with ``options={"inner": ...}``.
 

@@ -23,10 +23,10 @@ BACKEND: Any = sys.modules["snnfast.compiler.backend"]  # the package has a func
 
 
 class ByRecording(Choice):
-    """A function that is recorded, each time."""
+    """A function that is recorded."""
 
     def __init__(self, function: Any, name: str = "a function") -> None:
-        super().__init__(function, name, RECORDING, {}, {}, replays=False)
+        super().__init__(function, name, RECORDING, {}, {})
 
     @property
     def plans(self) -> list[Any]:

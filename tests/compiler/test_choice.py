@@ -205,7 +205,7 @@ def test_layers_of_snntorch_in_a_function_are_named() -> None:
 def test_calls_that_are_dear_to_record_are_traced_when_they_have_come_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{CHOICE}._OFTEN", 3)
     monkeypatch.setattr(f"{CHOICE}._DEAR", 0.0)
-    compiled = snnfast.compile(by_hand, replay=False)
+    compiled = snnfast.compile(by_hand)
     for T in (9, 10, 11, 12, 13):
         call(compiled, currents(T))
     for frames in (0, 0, 0, 1, 1):
@@ -227,7 +227,7 @@ def by_hand_without_a_loop(x: Tensor) -> Tensor:
 def test_calls_in_which_no_loop_is_found_are_traced_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{CHOICE}._OFTEN", 3)
     monkeypatch.setattr(f"{CHOICE}._DEAR", 0.0)
-    compiled = snnfast.compile(by_hand_without_a_loop, replay=False)
+    compiled = snnfast.compile(by_hand_without_a_loop)
     for frames in (0, 0, 0, 0, 1, 1):
         call(compiled, currents(9))
         assert traced() == frames

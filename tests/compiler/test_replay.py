@@ -80,7 +80,7 @@ def networks(begin: str = "pass", end: str = "pass", before: str = "") -> tuple[
         names = opened(before + NET.replace("BEGIN", begin).replace("END", end))
         torch.manual_seed(0)
         found += [names["Net"]().double(), names]
-    return found[0], snnfast.compile(found[2]), found[1], found[3]
+    return found[0], snnfast.compile(found[2], replay=True), found[1], found[3]
 
 
 def batch(number: int, T: int = 6, B: int = 3) -> Tensor:
@@ -186,7 +186,7 @@ def test_a_result_that_is_an_argument_is_that_argument() -> None:
         return mem, x, [x, mem]
 
     lif = snnfast.Leaky(beta=0.9)
-    compiled = snnfast.compile(function)
+    compiled = snnfast.compile(function, replay=True)
     for number in range(CALLS):
         x = batch(number)
         mem, same, (also, again) = compiled(x, torch.zeros(3, 5, dtype=torch.float64))
@@ -246,7 +246,7 @@ def test_networks_of_a_function_are_freed(counted: Counter) -> None:
     def forward_pass(net: Any, x: Tensor) -> Any:
         return net(x)
 
-    compiled, refs = snnfast.compile(forward_pass), []
+    compiled, refs = snnfast.compile(forward_pass, replay=True), []
     for _ in range(3):
         net = networks()[0]
         for number in range(CALLS):
@@ -384,7 +384,7 @@ def test_a_number_that_changes_is_seen(name: str) -> None:
             out.append(spk)
         return torch.stack(out)
 
-    compiled = snnfast.compile(loop)
+    compiled = snnfast.compile(loop, replay=True)
     for change in (lambda: None, module["change"]):
         change()
         for number in range(5):
@@ -486,7 +486,7 @@ def _numbers(effect: str, place: str, compiled: bool) -> list[Any]:
     torch.manual_seed(0)
     net = names["Net"]().double()
     if compiled:
-        snnfast.compile(net)
+        snnfast.compile(net, replay=True)
     found = []
     for number in range(CALLS):
         torch.manual_seed(number)
@@ -503,7 +503,7 @@ def test_labels_out_of_range_raise_the_loops_error(counted: Counter) -> None:
             _, mem = lif(x[t], mem)
         return nn.functional.cross_entropy(mem, y)
 
-    compiled = snnfast.compile(loss)
+    compiled = snnfast.compile(loss, replay=True)
     for number in range(CALLS):
         assert compiled(batch(number), torch.tensor([0, 1, 4])).item() == pytest.approx(
             loss(batch(number), torch.tensor([0, 1, 4])).item()
@@ -516,14 +516,20 @@ def test_labels_out_of_range_raise_the_loops_error(counted: Counter) -> None:
 @pytest.mark.parametrize(
     ("begin", "told"),
     [
-        ("pass", "a call like it is replayed, without your code"),
-        ("self.calls = x.sum().item()", "your code runs at each call: it reads values, or calls what is not recorded"),
-        ("self.calls = time.time()", "your code runs at each call: it calls time.time, which may return something"),
+        ("pass", "a call like it runs without your code"),
+        (
+            "self.calls = x.sum().item()",
+            "your code runs at each call: it reads values, or calls what is not recorded",
+        ),
+        (
+            "self.calls = time.time()",
+            "your code runs at each call: it calls time.time, which may return something",
+        ),
     ],
 )
 def test_explain_tells_whether_a_call_is_replayed(begin: str, told: str) -> None:
     notes = snnfast.explain(networks(begin)[0], batch(0), by="recording").notes
-    assert any(note.startswith(told) for note in notes), notes
+    assert any(note.startswith(f"with replay=True, {told}") for note in notes), notes
 
 
 def test_explain_advises_another_reset() -> None:
@@ -539,7 +545,7 @@ def test_explain_advises_another_reset() -> None:
     assert any(note.endswith("layers of all networks; snnfast.reset(net) does not") for note in notes), notes
 
 
-def test_replay_false_runs_the_code_at_each_call(counted: Counter) -> None:
+def test_the_code_runs_at_each_call_by_default(counted: Counter) -> None:
     runs = []
 
     class Net(nn.Module):
@@ -554,7 +560,7 @@ def test_replay_false_runs_the_code_at_each_call(counted: Counter) -> None:
             runs.append(1)
             return mem
 
-    net = snnfast.compile(Net(), replay=False)
+    net = snnfast.compile(Net())
     for number in range(CALLS):
         net(batch(number))
     assert (len(runs), counted.replayed) == (CALLS, 0)

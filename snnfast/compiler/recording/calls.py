@@ -154,7 +154,9 @@ class Recorded:
             if recorder.pays:
                 why = Replays(self._function).why_not(args, kwargs, recorder)
                 self._explained.notes.append(
-                    f"your code runs at each call: {why}" if why else "a call like it is replayed, without your code"
+                    f"with replay=True, your code runs at each call: {why}"
+                    if why
+                    else "with replay=True, a call like it runs without your code"
                 )
             return self._explained, recorder
         finally:

@@ -29,6 +29,7 @@ from snnfast.compiler.recording.changes import Changes
 from snnfast.compiler.recording.form import Form
 from snnfast.compiler.recording.kinds import NeedsValueError, known_of
 from snnfast.compiler.recording.later import Later, Like, is_marked
+from snnfast.compiler.recording.modes import modes
 from snnfast.compiler.recording.waiting import range_of
 
 _MOST_SHAPES = 64
@@ -65,7 +66,7 @@ class Now(NamedTuple):
     @property
     def root(self) -> Any:
         """The network, which nothing here may keep alive."""
-        return self.objects[0] if self.objects else None
+        return self.objects[0] if self.objects and isinstance(self.objects[0], nn.Module) else None
 
 
 def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Now:
@@ -249,7 +250,8 @@ class _Reader:
             return _Same(a)
         if id(a) in self._old:
             raise NotReplayedError("it hands on a list or a dictionary that was there before")
-        is_tuple = isinstance(a, tuple) and (t is tuple or hasattr(t, "_fields"))
+        # Others may have attributes, or a constructor of their own.
+        is_tuple = t is tuple or (isinstance(a, tuple) and t.__bases__ == (tuple,) and hasattr(t, "_fields"))
         if not is_tuple and t is not list and t is not dict:
             raise NotReplayedError(f"it makes an object of the type {t.__name__}")
         if id(a) in self._containers:
@@ -311,6 +313,7 @@ class Known:
         tensors: Tensors that the code sees, which are not in slots.
         taken: Those that the call began with.
         places: All that the code sees.
+        objects: Arguments of the call that are no tensors, but for the network.
 
     Attributes:
         is_sure: It has come twice, and both times it did the same.
@@ -326,12 +329,14 @@ class Known:
         tensors: Iterable[Tensor],
         taken: Sequence[Tensor],
         places: Any,
+        objects: list[Any],
     ) -> None:
         self.acting: set[Any] = places.acting
         self.old: set[int] = places.containers  # the guard holds them
         self._guard, self.slots, self._states = guard, slots, states
         self._tensors = [(t, _known(t)) for t in tensors]
-        self._pattern = _pattern(taken)
+        self._objects = objects  # their identities are parts of the key
+        self._pattern = _pattern((*self.tensors, *taken))
         self._ran: Ran | None = None
         self._left: _Left | None = None
         self._sources: list[int | Tensor] = []
@@ -356,7 +361,7 @@ class Known:
                 return None
         except NotReplayedError:
             return None
-        return taken if _pattern(taken) == self._pattern else None
+        return taken if _pattern((*self.tensors, *taken)) == self._pattern else None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -473,6 +478,18 @@ def _pattern(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple([first.setdefault(id(t), i) for i, t in enumerate(tensors)])
 
 
+def _tensors_in(a: Any) -> list[Tensor]:
+    """The tensors in what a slot holds."""
+    if isinstance(a, Tensor):
+        return [a]
+    return [t for c in _containers(a) for t in (c.values() if type(c) is dict else c) if isinstance(t, Tensor)]
+
+
+def _modes() -> Any:
+    """Modes of PyTorch that code may leave as they were not."""
+    return torch.is_grad_enabled(), torch.is_anomaly_enabled(), torch.get_default_dtype(), modes()
+
+
 class _Shape:
     """Calls whose arguments are alike.
 
@@ -582,6 +599,7 @@ class Attempt:
         self.moment: Moment | None = None
         self._left: _Left | None = None
         self._acts = _Acts(())
+        self._modes = _modes()
         slots = [] if known is None or known.is_sure else known.slots
         self._replaced = [a for slot in slots for a in _containers(slot.get())]  # lists that the call may replace
 
@@ -610,6 +628,8 @@ class Attempt:
             self._replays.reason = self._replays.reason or str(error)
 
     def _read(self, result: list[Any], recorder: Any) -> _Left:
+        if _modes() != self._modes:
+            raise NotReplayedError("it leaves another mode of PyTorch")
         if self._acts.found:
             raise NotReplayedError(f"it calls {self._acts.found}")
         for held, entries in self.now.containers:
@@ -637,10 +657,11 @@ class Attempt:
         states = [_state(a, self.taken) for a in before]
         self._replaced = [a for held in before for a in _containers(held)]
         containers = {id(a) for a in self._replaced}
-        begun = {id(t) for t in self.taken}
-        tensors = [t for t in places.tensors if id(t) not in begun]
+        held = {id(t) for a in before for t in _tensors_in(a)}
+        tensors = [t for t in places.tensors if id(t) not in held]  # one may be an argument as well
+        objects = [a for a in self.now.objects if a is not self.now.root]
         guard = places.test(slots, containers, self.now.root)
-        return Known(guard, [slot.alone() for slot in slots], states, tensors, self.taken, places)
+        return Known(guard, [slot.alone() for slot in slots], states, tensors, self.taken, places, objects)
 
     def keep(self, ran: Ran | None) -> None:
         """Learn from the call, if it ran by a plan alone."""
