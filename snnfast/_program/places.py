@@ -17,7 +17,7 @@ from torch import Tensor
 __all__ = ["ABSENT", "Places", "Slot"]
 
 ABSENT: Any = object()
-"""What a slot holds that is not there."""
+"""The content of a slot that is not there."""
 _bases = type.__dict__["__bases__"].__get__  # a class may have a metaclass with its own look-up
 _OF_FUNCTIONS = ("__code__", "__defaults__", "__kwdefaults__")
 

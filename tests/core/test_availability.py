@@ -102,7 +102,7 @@ def test_the_answer_of_a_card_is_a_constant(cards: Cards, monkeypatch: pytest.Mo
 def test_each_card_has_a_line_of_its_own(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Card {index}")
-    for name in ("compiler", "torch_target", "isa", "isa_available"):
+    for name in ("compiler", "torch_target", "vendor", "isa", "isa_available"):
         monkeypatch.setattr(cards, name, "baseline" if "isa" not in name else lambda: ["baseline"], raising=False)
     facts = snnfast.config()
     assert facts["fused on cuda"] == facts["fused on cuda:0"].removeprefix("Card 0: ") == "yes"

@@ -35,7 +35,7 @@ class Changes:
 
 
 class State:
-    """What some tensors hold, and the generator of random numbers.
+    """The numbers of some tensors, and the state of the generator of random numbers.
 
     Args:
         tensors: The tensors.

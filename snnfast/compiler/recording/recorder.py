@@ -644,7 +644,6 @@ class Recorder(TorchFunctionMode):
             NeedsValueError: It can't wait.
         """
         if kind.raises:
-            self.is_refused = True  # a graph would raise it behind the lines that expect it
             raise NeedsValueError("an error that depends on values")
         for place, low, high, ignored in kind.takes:
             found, number = self._range_of(leaves[place], ignored)

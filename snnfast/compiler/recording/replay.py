@@ -200,7 +200,7 @@ class _Container(NamedTuple):
 
 
 class _Left(NamedTuple):
-    """What a call leaves behind: its result, and what is in the slots that it has written to."""
+    """The result of a call, and the contents of the slots that it has written to."""
 
     result: Any
     slots: tuple[Any, ...]
@@ -266,7 +266,7 @@ class _Reader:
 
 
 def _written(told: Any, made: Sequence[Tensor], taken: Sequence[Tensor], containers: dict[int, Any]) -> Any:
-    """What is told, made anew."""
+    """An object that is told, made anew."""
     kind = type(told)
     if kind is _Made:
         return made[told.number]
@@ -365,7 +365,7 @@ class Known:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Those that the code sees, which are not in slots."""
+        """The tensors that the code sees, which are not in slots."""
         return [t for t, _ in self._tensors]
 
     def learn(self, ran: Ran, left: _Left, taken: Sequence[Tensor]) -> None:
