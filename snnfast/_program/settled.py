@@ -24,9 +24,9 @@ WHOLE = ("torch", "snnfast")
 # The modules of Python's own whose functions compute from their arguments alone.
 _STATELESS = {
     "__future__", "_abc", "_bisect", "_collections", "_collections_abc", "_functools", "_heapq", "_operator", "_sre",
-    "_weakrefset", "abc", "bisect", "builtins", "cmath", "collections", "contextlib", "copy", "copyreg", "dataclasses",
-    "enum", "fractions", "functools", "heapq", "itertools", "keyword", "math", "numbers", "operator", "re", "reprlib",
-    "statistics", "string", "textwrap", "types", "typing", "_warnings", "warnings",
+    "_warnings", "_weakrefset", "abc", "bisect", "builtins", "cmath", "collections", "contextlib", "copy", "copyreg",
+    "dataclasses", "enum", "fractions", "functools", "heapq", "itertools", "keyword", "math", "numbers", "operator",
+    "re", "reprlib", "statistics", "string", "textwrap", "types", "typing", "warnings",
 }  # fmt: skip
 # The parts of PyTorch and NumPy that hold settings, or random numbers.
 _WITH_STATE = {

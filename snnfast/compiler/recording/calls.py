@@ -194,7 +194,7 @@ class Recorded:
                 attempt.end(result, recorder)
             recorder.is_over = True
             recorder.flush(as_it_stands=False)
-        ran, recorder.ran = recorder.ran, None  # spare results hold the recorder, which must hold no arguments
+        ran, recorder.ran, recorder.constants = recorder.ran, None, {}  # spare results hold the recorder
         if attempt is not None:
             attempt.keep(ran)
         self._learns[grad] = recorder.asks_again

@@ -255,9 +255,9 @@ class _Reader:
         if not is_tuple and t is not list and t is not dict:
             raise NotReplayedError(f"it makes an object of the type {t.__name__}")
         if id(a) in self._containers:
-            return self._containers[id(a)][1]._replace(entries=())
+            return self._containers[id(a)][1]
         number = len(self._containers)
-        self._containers[id(a)] = a, _Container(t, (), number)
+        self._containers[id(a)] = a, _Container((t, ()), (), number)
         keys = tuple(a) if t is dict else ()
         if not all(type(key) in _NUMBERS for key in keys):
             raise NotReplayedError("it makes a dictionary whose keys are objects")
