@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from snnfast._program.trace import NotElementwiseError
+
 __all__ = ["ABSENT", "Places", "Slot"]
 
 ABSENT: Any = object()
@@ -97,8 +99,20 @@ class Places:
         else:
             self._tensors.append((value, value._version))
 
-    def acts(self, function: Any) -> None:
-        """A function was seen that does what no object shows, such as to print."""
+    def acts(self, value: Any) -> None:
+        """A function or a logger was seen that does what no object shows, such as to print."""
+
+    def warns(self, function: types.FunctionType) -> None:
+        """A function was seen that logs warnings that need not come again."""
+
+    def resets_all(self, function: types.FunctionType) -> None:
+        """A function was seen that resets the layers of all networks.
+
+        Raises:
+            NotElementwiseError: They are not watched.
+        """
+        problem = f"it calls {function.__module__}.{function.__name__}, which goes through the layers of all networks"
+        raise NotElementwiseError(f"{problem}; snnfast.reset(net) does not")
 
     def finish(self) -> None:
         """Nothing more will be read."""
@@ -185,7 +199,7 @@ class _Tests:
 
     def __init__(self, root: Any, refused: Collection[int]) -> None:
         self._refused = refused
-        self._constants: dict[str, Any] = {"same": _are_same}
+        self._constants: dict[str, Any] = {"__name__": __name__, "same": _are_same}
         self._tests: list[str] = []
         self._root, self._attributes = root, getattr(root, "__dict__", None)
 
@@ -203,6 +217,8 @@ class _Tests:
         self._tests.append(test.format(*names))
 
     def compiled(self) -> Callable[..., bool]:
+        if self._attributes is not None:
+            self._tests.append(f"id(root.__dict__) == {id(self._attributes)}")
         function: Callable[..., bool] = eval(f"lambda root=None: {' and '.join(self._tests) or True}", self._constants)
         return function
 

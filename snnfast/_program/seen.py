@@ -17,7 +17,7 @@ import random
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -47,6 +47,10 @@ _ANY_OBJECT = {"__globals__", "__builtins__", "__subclasses__", "f_globals", "f_
 
 # PyTorch calls these methods of a class that derives from its own.
 _CALLED = {"forward", "backward", "jvp", "vmap", "setup_context", "derivative"}
+# Instructions behind one that puts an object on the stack.
+_READ_ATTRIBUTES = {"LOAD_ATTR", "LOAD_METHOD"}
+_OF_ATTRIBUTES = {"STORE_ATTR", "DELETE_ATTR", *_READ_ATTRIBUTES}
+_BEGINS = {"__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__setattr__"}
 _OF_MODULES = {"_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "training"}
 _OF_MODULES |= {"_backward_hooks", "_backward_pre_hooks"}
 _OF_IMPORTS = {"__loader__", "__spec__", "__builtins__", "_compiled_call_impl"}
@@ -60,6 +64,8 @@ _ACTS = {("builtins", "print"), ("_warnings", "warn"), ("warnings", "warn"), ("w
 _ACTS |= {("warnings", name) for name in ("simplefilter", "filterwarnings", "resetwarnings")}
 _ACTS_OF_TORCH = re.compile(r"_?(set|use|manual|enable|disable|save|load|register|compile)_?.*|fork|seed").fullmatch
 _NO_ACTS = {"set_grad_enabled"}
+
+_RESETS_ONE = ("spikingjelly.activation_based.functional.net_config", "reset_net")
 
 # A step that sees more objects, or an array of more bytes, would be slow to look at.
 _MOST = 4000
@@ -95,7 +101,8 @@ class _Nowhere:
 
     def ignore(self, *_: Any, **__: Any) -> None: ...
 
-    names = parts = function = cell = class_ = contents = array = tensor = acts = ignore
+    resets_all = Places.resets_all
+    names = parts = function = cell = class_ = contents = array = tensor = acts = warns = ignore
 
 
 # Descriptors of attributes do not change. The value of the attribute is seen in its object.
@@ -150,22 +157,31 @@ class Sight:
                 sys.modules["numpy"].random.set_state(of_numpy)
             places.put_back()
 
-    def look(self, objects: Iterable[Any], places: Callable[[], Places]) -> Moment:
+    def look(self, objects: Iterable[Any], places: Callable[[], Places], ran: Collection[types.CodeType]) -> Moment:
         """Look at all that it sees now, also by objects that it is given.
+
+        Args:
+            objects: They.
+            places: Makes what notes them.
+            ran: The codes that may run. What others would see is left out.
 
         Raises:
             NotElementwiseError: It sees something whose changes can't be seen.
         """
-        walk = self._walk({}, places, objects)
+        walk = self._walk({}, places, objects, ran)
         if walk.places.unseen:
             raise NotElementwiseError(f"it sees {walk.places.unseen}")
         return Moment(tuple(walk.tokens), walk.kept, walk.places)
 
     def _walk(
-        self, options: Mapping[str, Any], kind: Callable[[], Any] = _Nowhere, objects: Iterable[Any] = ()
+        self,
+        options: Mapping[str, Any],
+        kind: Callable[[], Any] = _Nowhere,
+        objects: Iterable[Any] = (),
+        ran: Collection[types.CodeType] | None = None,
     ) -> "_Walk":
         while True:
-            walk = _Walk(self._names, kind(), self._whole)
+            walk = _Walk(self._names, kind(), self._whole, ran)
             walk.visit(self._function)
             for found in objects:
                 walk.visit(found)
@@ -203,35 +219,52 @@ def modes() -> tuple[Any, ...]:
 
 
 class _Code(NamedTuple):
-    """The names in a code, and in the codes of the functions within it."""
+    """The names in a code, and in the codes of the functions within it.
 
-    globals: tuple[str, ...]
-    imported: tuple[tuple[str, int], ...]
+    Attributes:
+        globals: Names of globals, each with the paths of attributes that follow it; ``()``: it is read by itself.
+        imported: Modules that are imported inside, their levels, and the names that are imported from them.
+        names: All names.
+    """
+
+    globals: dict[str, frozenset[tuple[str, ...]]]
+    imported: tuple[tuple[str, int, tuple[str, ...]], ...]
     names: frozenset[str]
 
 
 @functools.lru_cache(4096)
 def _code(code: types.CodeType) -> _Code:
-    read, imported = set(), set()
+    read: dict[str, set[tuple[str, ...]]] = {}
+    imported = set()
     names = set(code.co_names) | {c for c in code.co_consts if isinstance(c, str)}  # a text may be getattr's
-    before: list[Any] = [None, None]
-    for instruction in dis.get_instructions(code):
+    instructions = list(dis.get_instructions(code))
+    for number, instruction in enumerate(instructions):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
-            read.add(instruction.argval)
+            path = []
+            for after in instructions[number + 1 :]:
+                if after.opname not in _OF_ATTRIBUTES:
+                    break
+                path.append(after.argval)
+                if after.opname not in _READ_ATTRIBUTES:
+                    break
+            read.setdefault(instruction.argval, set()).add(tuple(path))
         elif instruction.opname == "IMPORT_NAME":
-            imported.add((instruction.argval, before[0]))  # behind its level and its names
+            level, found = (before.argval for before in instructions[number - 2 : number])
+            imported.add((instruction.argval, level, found or ()))
         elif instruction.opname == "MATCH_CLASS":
             names.add("getattr")
         elif instruction.opname.startswith("FORMAT_"):
             names.add("str")
-        before = [before[1], instruction.argval]
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
-            found = _code(inner)
-            read |= set(found.globals)
-            imported |= set(found.imported)
-            names |= found.names
-    return _Code(tuple(sorted(read)), tuple(sorted(imported)), frozenset(names))
+            inside = _code(inner)
+            for name, paths in inside.globals.items():
+                read.setdefault(name, set()).update(paths)
+            imported |= set(inside.imported)
+            names |= inside.names
+    return _Code(
+        {name: frozenset(paths) for name, paths in sorted(read.items())}, tuple(sorted(imported)), frozenset(names)
+    )
 
 
 class _Walk:
@@ -242,8 +275,10 @@ class _Walk:
         places: Where it has looked.
     """
 
-    def __init__(self, names: frozenset[str], places: Any, whole: bool = False) -> None:
-        self._whole_modules = whole
+    def __init__(
+        self, names: frozenset[str], places: Any, whole: bool = False, ran: Collection[types.CodeType] | None = None
+    ) -> None:
+        self._whole_modules, self._ran = whole, ran
         self.names = set(names)
         self.tokens: list[Any] = []
         self.kept: list[Any] = []
@@ -363,16 +398,21 @@ class _Walk:
             self.visit(item)
 
     def _of_function(self, function: types.FunctionType) -> None:
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            self.tokens.append(name)
-            self.visit(cell)
         space = function.__globals__
         if (space.get("__name__"), function.__name__) == ("snntorch.utils", "reset"):
-            problem = "it calls snntorch.utils.reset, which goes through the layers of all networks"
-            raise NotElementwiseError(f"{problem}; snnfast.reset(net) does not")
+            self._identity(function)
+            self.places.resets_all(function)
+            return
+        if (space.get("__name__"), function.__name__) == _RESETS_ONE:
+            self._of_reset(function)
+            return
         if is_settled(space.get("__name__")):  # not its ``__module__``, which a wrapper has from what it wraps
+            self._cells(function)
             self._of_settled(function, space["__name__"])
             return
+        if self._ran is not None and function.__code__ not in self._ran:
+            return
+        self._cells(function)
         read = _code(function.__code__)
         self.tokens.append(id(function.__code__))
         self.kept.append(function.__code__)
@@ -385,17 +425,35 @@ class _Walk:
             self.attributes(function.__kwdefaults__, whole=True)
         self.attributes(function.__dict__)
         self.places.names(space, None, read.globals)
-        for name in read.globals:
+        for name, paths in read.globals.items():
             self.tokens.append(name)
             if name in space:
-                self.visit(space[name])
+                self._global(space[name], paths)
             else:
                 self.places.names(vars(builtins), None, (name,))
                 self.visit(getattr(builtins, name, None))
-        for name, level in read.imported:
-            self._of_import(name, level, space)
+        for name, level, members in read.imported:
+            self._of_import(name, level, members, space)
 
-    def _of_import(self, name: str, level: int, space: Mapping[str, Any]) -> None:
+    def _cells(self, function: types.FunctionType) -> None:
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            self.tokens.append(name)
+            self.visit(cell)
+
+    def _of_reset(self, function: types.FunctionType) -> None:
+        """Look at SpikingJelly's ``reset_net``, which remembers the modules of networks by weak references.
+
+        It calls the ``reset`` of each module of a network, which is all that it reads of them, and logs a warning for
+        those that are not SpikingJelly's own.
+        """
+        self._identity(function)
+        self.names |= {"reset", "modules"}
+        for other in vars(sys.modules[function.__module__]).values():
+            if isinstance(other, types.FunctionType) and other.__globals__ is function.__globals__:
+                self.places.function(other)
+                self.places.warns(other)
+
+    def _of_import(self, name: str, level: int, members: tuple[str, ...], space: Mapping[str, Any]) -> None:
         """Look at what an import inside of a function reads, if it was imported before."""
         if level:
             package = space.get("__package__") or str(space.get("__name__")).rpartition(".")[0]
@@ -407,7 +465,10 @@ class _Walk:
                 self.places.names(sys.modules, None, (found,))
             else:  # to undo an import would make a second module
                 self.places.unseen = self.places.unseen or f"the module {found}, which is not imported yet"
-            self.visit(sys.modules.get(found))
+            if not members:
+                self.visit(sys.modules.get(found))
+        if members:
+            self._global(sys.modules.get(name), [(member,) for member in members])
 
     def _of_settled(self, function: Any, module: str) -> None:
         """Refuse a function of Python's own, of PyTorch or of NumPy that does not compute from its arguments alone."""
@@ -444,6 +505,8 @@ class _Walk:
         if kind in _FINDERS:
             self.names.add("getattr")
         if is_settled(kind.__module__):
+            if is_new:
+                self._patches_of(kind)
             self._of_settled_class(kind, is_made)
             return
         if is_new:
@@ -453,6 +516,14 @@ class _Walk:
             self._some_of_class(kind, [name for name in vars(kind) if name in _MAKE])
         for base in kind.__bases__:
             self._class(base, is_made and not is_settled(base.__module__))
+
+    def _patches_of(self, kind: type) -> None:
+        """Programs put functions of their own into classes of PyTorch and snnfast. Those that a call begins with."""
+        for base in kind.__mro__:
+            if base.__module__.partition(".")[0] in WHOLE:
+                held = vars(base)
+                read = [name for name in held if name in self.names or name in _CALLED or name in _BEGINS]
+                self.places.names(held, base, read)
 
     def _of_settled_class(self, kind: type, is_made: bool) -> None:
         if not is_made or issubclass(kind, BaseException) or kind.__module__.partition(".")[0] in WHOLE:
@@ -500,34 +571,53 @@ class _Walk:
             self.tokens.append(name)
             self.visit(held[name])
 
+    def _global(self, value: Any, paths: Collection[tuple[str, ...]]) -> None:
+        """Look at a global; of a module, only at the attributes that the code names behind it."""
+        if type(value) is not types.ModuleType or () in paths:
+            self.visit(value)
+            return
+        self._identity(value)
+        self.kept.append(value)
+        held = vars(value)
+        for name in sorted({path[0] for path in paths}):
+            self.places.names(held, None, (name,))
+            self.tokens.append(name)
+            if isinstance(held.get(name), types.ModuleType):
+                self._global(held[name], {path[1:] for path in paths if path[0] == name})
+            elif name in held:
+                self._member(value, name, held[name])
+            elif "__getattr__" in held:
+                self.visit(held["__getattr__"])
+
     def _of_module(self, module: types.ModuleType) -> None:
-        name = module.__name__
-        if not is_settled(name):
-            held = vars(module)
+        held = vars(module)
+        if not is_settled(module.__name__):
             self.attributes(held)
             if "__getattr__" in held:
                 self.visit(held["__getattr__"])
             if type(module) is not types.ModuleType:
                 self._class(type(module))
             return
-        if name in _FINDERS:
-            self.names.add("getattr")
-        if (
-            name not in ("builtins", "warnings")
-            and not holds_state(name)
-            and name.partition(".")[0] not in (*WHOLE, "numpy")
-        ):
-            return
-        held = vars(module)
         for found in sorted([name for name in self.names if name in held]):  # the modules have thousands
+            self.places.names(held, None, (found,))
+            self.tokens.append(found)
             self._member(module, found, held[found])
         if type(module) is not types.ModuleType:  # such as those of PyTorch's backends
             for found in sorted(self.names.intersection(vars(type(module)))):
+                self.tokens.append(found)
                 self._member(module, found, vars(type(module))[found])
 
     def _member(self, module: types.ModuleType, name: str, value: Any) -> None:
-        """Look at a name of a module of Python's own, of PyTorch or of NumPy, or refuse it."""
-        self.tokens.append(name)
+        """Look at a name of a module; refuse one of Python's own, PyTorch or NumPy whose changes can't be seen."""
+        settled = module.__name__
+        if not is_settled(settled):
+            self.visit(value)
+            return
+        if settled in _FINDERS:
+            self.names.add("getattr")
+        is_plain = settled not in ("builtins", "warnings") and settled.partition(".")[0] not in (*WHOLE, "numpy")
+        if is_plain and not holds_state(settled):
+            return
         if type(value) in (*_PLAIN, float, tuple) or isinstance(value, types.ModuleType):
             self.visit(value)
         elif isinstance(value, types.FunctionType | types.BuiltinFunctionType):

@@ -22,7 +22,7 @@ from snnfast.neurons.network import convert, layers_at_once
 Compiled = Callable[..., Any]
 
 
-def compile(net: Any, *, by: str | None = None, replay: bool = False, **options: Any) -> Any:
+def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: Any) -> Any:
     """Replace the loop over time in a network or function by one call per layer for all time steps.
 
     A network is changed in place: its snnTorch layers are put on snnfast's kernels (:func:`snnfast.snntorch.convert`),
@@ -48,8 +48,9 @@ def compile(net: Any, *, by: str | None = None, replay: bool = False, **options:
             any backend, is compiled anew from the original network.
         by: ``"recording"`` or ``"tracing"`` alone, from the first call on. To trace a loop takes longer for more steps,
             and again for another number of steps, at most eight times.
-        replay: With ``True``, a call like an earlier one is *replayed*: where all that your code can see is as it was,
-            the graph runs alone, and your code does not. docs/time-loop.md says what is watched, and what is not.
+        replay: Whether a call like an earlier one is *replayed*: where all that your code can see is as it was, the
+            graph runs alone, and your code does not. docs/time-loop.md says what is watched. With ``False``, your code
+            runs at each call.
         **options: Options of ``torch.compile``, for example ``dynamic=False``, for a loop that is traced: with any, it
             is. A network stays compiled if another backend is asked for with ``options={"inner": ...}``.
 

@@ -18,7 +18,7 @@ import snnfast
 
 pytestmark = pytest.mark.filterwarnings("ignore:snnfast")
 
-CALLS = 8
+CALLS = 9
 
 
 class Counter:
@@ -80,7 +80,7 @@ def networks(begin: str = "pass", end: str = "pass", before: str = "") -> tuple[
         names = opened(before + NET.replace("BEGIN", begin).replace("END", end))
         torch.manual_seed(0)
         found += [names["Net"]().double(), names]
-    return found[0], snnfast.compile(found[2], replay=True), found[1], found[3]
+    return found[0], snnfast.compile(found[2]), found[1], found[3]
 
 
 def batch(number: int, T: int = 6, B: int = 3) -> Tensor:
@@ -156,7 +156,7 @@ def test_training_replays(counted: Counter) -> None:
         alike(*nets, batch(number))
         for optimizer in optimizers:
             optimizer.step()
-    assert counted.replayed == CALLS - 3
+    assert counted.replayed == CALLS - 4
 
 
 def test_calls_of_several_shapes_and_modes(counted: Counter) -> None:
@@ -186,7 +186,7 @@ def test_a_result_that_is_an_argument_is_that_argument() -> None:
         return mem, x, [x, mem]
 
     lif = snnfast.Leaky(beta=0.9)
-    compiled = snnfast.compile(function, replay=True)
+    compiled = snnfast.compile(function)
     for number in range(CALLS):
         x = batch(number)
         mem, same, (also, again) = compiled(x, torch.zeros(3, 5, dtype=torch.float64))
@@ -246,7 +246,7 @@ def test_networks_of_a_function_are_freed(counted: Counter) -> None:
     def forward_pass(net: Any, x: Tensor) -> Any:
         return net(x)
 
-    compiled, refs = snnfast.compile(forward_pass, replay=True), []
+    compiled, refs = snnfast.compile(forward_pass), []
     for _ in range(3):
         net = networks()[0]
         for number in range(CALLS):
@@ -254,7 +254,7 @@ def test_networks_of_a_function_are_freed(counted: Counter) -> None:
         refs += [weakref.ref(net), weakref.ref(net.fc)]
     del net
     gc.collect()
-    assert counted.replayed == 3 * (CALLS - 3)
+    assert counted.replayed == 3 * (CALLS - 3) - 1  # the first network shows which code runs
     assert all(ref() is None for ref in refs)
 
 
@@ -384,7 +384,7 @@ def test_a_number_that_changes_is_seen(name: str) -> None:
             out.append(spk)
         return torch.stack(out)
 
-    compiled = snnfast.compile(loop, replay=True)
+    compiled = snnfast.compile(loop)
     for change in (lambda: None, module["change"]):
         change()
         for number in range(5):
@@ -486,7 +486,7 @@ def _numbers(effect: str, place: str, compiled: bool) -> list[Any]:
     torch.manual_seed(0)
     net = names["Net"]().double()
     if compiled:
-        snnfast.compile(net, replay=True)
+        snnfast.compile(net)
     found = []
     for number in range(CALLS):
         torch.manual_seed(number)
@@ -503,7 +503,7 @@ def test_labels_out_of_range_raise_the_loops_error(counted: Counter) -> None:
             _, mem = lif(x[t], mem)
         return nn.functional.cross_entropy(mem, y)
 
-    compiled = snnfast.compile(loss, replay=True)
+    compiled = snnfast.compile(loss)
     for number in range(CALLS):
         assert compiled(batch(number), torch.tensor([0, 1, 4])).item() == pytest.approx(
             loss(batch(number), torch.tensor([0, 1, 4])).item()
@@ -529,23 +529,44 @@ def test_labels_out_of_range_raise_the_loops_error(counted: Counter) -> None:
 )
 def test_explain_tells_whether_a_call_is_replayed(begin: str, told: str) -> None:
     notes = snnfast.explain(networks(begin)[0], batch(0), by="recording").notes
-    assert any(note.startswith(f"with replay=True, {told}") for note in notes), notes
+    assert any(note.startswith(told) for note in notes), notes
 
 
-def test_explain_advises_another_reset() -> None:
-    utils = pytest.importorskip("snntorch.utils")
-    net = networks()[0]
+def test_a_reset_of_all_networks_is_replayed(counted: Counter) -> None:
+    snn, utils = pytest.importorskip("snntorch"), pytest.importorskip("snntorch.utils")
 
-    def forward_pass(x: Tensor) -> Tensor:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lif1, self.fc = snn.Leaky(beta=0.8, init_hidden=True), nn.Linear(5, 4)
+            self.lif2 = snn.Leaky(beta=0.9, init_hidden=True, output=True)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.lif2(self.fc(self.lif1(x)))
+
+    def forward_pass(net: Any, x: Tensor) -> Tensor:
         utils.reset(net)
-        out: Tensor = net(x)
-        return out
+        return torch.stack([net(x[t])[1] for t in range(x.size(0))])
 
-    notes = snnfast.explain(forward_pass, batch(0), by="recording").notes
-    assert any(note.endswith("layers of all networks; snnfast.reset(net) does not") for note in notes), notes
+    torch.manual_seed(0)
+    net, other, baseline = (Net().double() for _ in range(3))
+    for each in (net, other):
+        snnfast.snntorch.convert(each)
+    compiled = snnfast.compile(forward_pass)
+    for number in range(CALLS):
+        found = []
+        for function in (forward_pass, compiled):
+            others = [each(batch(number)[0])[1].detach() for each in (other, baseline)]
+            result = function(net, batch(number))
+            states = [layer.mem for each in (net, other, baseline) for layer in (each.lif1, each.lif2)]
+            found.append((*others, result, *states))
+        for a, b in zip(*found, strict=True):
+            assert torch.equal(a, b)
+        assert not any(state.any() for state in found[1][-4:])
+    assert counted.replayed == CALLS - 4
 
 
-def test_the_code_runs_at_each_call_by_default(counted: Counter) -> None:
+def test_the_code_runs_at_each_call_on_request(counted: Counter) -> None:
     runs = []
 
     class Net(nn.Module):
@@ -560,7 +581,7 @@ def test_the_code_runs_at_each_call_by_default(counted: Counter) -> None:
             runs.append(1)
             return mem
 
-    net = snnfast.compile(Net())
+    net = snnfast.compile(Net(), replay=False)
     for number in range(CALLS):
         net(batch(number))
     assert (len(runs), counted.replayed) == (CALLS, 0)

@@ -152,11 +152,10 @@ class Recorded:
             told = {report.refused for report in self._explained.graphs}
             self._explained.notes += [reason for reason in dict.fromkeys(recorder.reasons) if reason not in told]
             if recorder.pays:
-                why = Replays(self._function).why_not(args, kwargs, recorder)
+                (known,) = self._known.values()
+                why = known.replays.why_not(args, kwargs, recorder)
                 self._explained.notes.append(
-                    f"with replay=True, your code runs at each call: {why}"
-                    if why
-                    else "with replay=True, a call like it runs without your code"
+                    f"your code runs at each call: {why}" if why else "a call like it runs without your code"
                 )
             return self._explained, recorder
         finally:
@@ -169,7 +168,7 @@ class Recorded:
         if known is None:
             known = self._known[surroundings] = _Known(self._function)
         attempt = None
-        if self._replays and self._explained is None and not verify.is_wanted():
+        if (self._replays or self._explained is not None) and not verify.is_wanted():
             attempt = known.replays.begin(args, kwargs)
         if attempt is not None and (found := known.replays.replay(attempt)) is not None:
             return found[0], None
@@ -183,6 +182,7 @@ class Recorded:
         recorder = Recorder(known.kinds, lambda recorder, alive: self._run(known, recorder, alive), learns)
         if attempt is not None:
             known.replays.look(attempt)
+            attempt.is_watched |= self._explained is not None
         with hook:
             try:
                 with recorder, contextlib.nullcontext() if attempt is None else attempt.watched():

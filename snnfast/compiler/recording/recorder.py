@@ -5,7 +5,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from types import EllipsisType, NoneType
+from types import EllipsisType, FrameType, NoneType
 from typing import Any
 
 import torch
@@ -285,7 +285,11 @@ class Recorder(TorchFunctionMode):
         return found
 
     def _is_constant(self, func: Any, args: Any, kwargs: Any) -> bool:
-        """Whether a call makes a tensor of numbers that no call waits for, or reads the values of such a tensor."""
+        """Whether a call makes a tensor of numbers that no call waits for, or reads or detaches such a tensor."""
+        if func is torch.zeros_like:  # the states of all networks would be a part of each record
+            return type(args[0]) is Tensor and _is_in_a_reset(sys._getframe(3))
+        if func is Tensor.detach_:
+            return id(args[0]) in self.constants and id(args[0]) not in self._numbers
         if func in _VALUES_OF:
             return len(args) == 1 and id(args[0]) in self.constants and id(args[0]) not in self._numbers
         if func not in _OF_NUMBERS or (func in _CONSTRUCTORS and type not in map(type, kwargs.values())):
@@ -999,6 +1003,11 @@ def _run_elsewhere(t: Later) -> None:
     t.later_recorder.flush()
     if type(t) is Later:
         raise RuntimeError("a tensor of a compiled function that another thread runs now was read")
+
+
+def _is_in_a_reset(frame: FrameType) -> bool:
+    """Whether code is that with which snnTorch resets the layers of all networks."""
+    return frame.f_code.co_name == "reset_hidden" and str(frame.f_globals.get("__name__")).startswith("snntorch.")
 
 
 def _bytes_of(t: Tensor) -> int:

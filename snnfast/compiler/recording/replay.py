@@ -8,12 +8,14 @@ plan of that call runs alone, and sets the states.
 their shapes and the like alone, as they are to a recorder: code that asks for their values is not replayed either.
 """
 
+import contextlib
 import functools
 import sys
+import types
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from snnfast._core import backend as _backend
 from snnfast._core import watch
 from snnfast._program.places import ABSENT, Places, Slot
 from snnfast._program.seen import Moment, Sight
+from snnfast._program.settled import is_settled
 from snnfast._program.trace import NotElementwiseError
 from snnfast._unroll import state_gradients
 from snnfast.compiler.recording.changes import Changes
@@ -113,54 +116,133 @@ def _known(t: Tensor) -> Like:
         raise NotReplayedError(str(error)) from None
 
 
-class _Seen(Places):
-    """All places that code reads, the tensors that it sees, and the functions that act."""
+class _Codes(NamedTuple):
+    """The codes that a function may run.
 
-    def __init__(self) -> None:
+    Attributes:
+        ran: Those that have run before the look.
+        read: Those that were looked at.
+        acting: Those that act, such as ``print``; of functions in C, the functions.
+        resets: Functions that reset the layers of all networks, by their codes.
+        warning: Codes that log warnings that need not come again.
+    """
+
+    ran: frozenset[types.CodeType]
+    read: set[types.CodeType]
+    acting: set[Any]
+    resets: dict[types.CodeType, Callable[[Any], None]]
+    warning: set[types.CodeType]
+
+
+class _Seen(Places):
+    """All places that code reads, the tensors that it sees, and the codes."""
+
+    def __init__(self, ran: frozenset[types.CodeType]) -> None:
         super().__init__()
         self.tensors: list[Tensor] = []
-        self.acting: set[Any] = set()
         self.containers: set[int] = set()
+        self.codes = _Codes(ran, set(), set(), {}, set())
 
     def tensor(self, value: Tensor) -> None:
         self.tensors.append(value)
 
-    def acts(self, function: Any) -> None:
-        self.acting.add(getattr(function, "__code__", function))
+    def function(self, value: types.FunctionType) -> None:
+        super().function(value)
+        self._enter(value.__code__)
+
+    def _enter(self, code: types.CodeType) -> None:
+        self.codes.read.add(code)
+        for inner in code.co_consts:
+            if isinstance(inner, types.CodeType):
+                self._enter(inner)
+
+    def acts(self, value: Any) -> None:
+        self.codes.acting.add(getattr(value, "__code__", value))
+
+    def warns(self, function: types.FunctionType) -> None:
+        self.codes.warning.add(function.__code__)
+
+    def resets_all(self, function: types.FunctionType) -> None:
+        self.codes.resets[function.__code__] = function
+
+    def parts(self, value: Any, names: Iterable[str]) -> None:
+        kind = type(value)
+        if type(kind.__getattribute__) is types.FunctionType:
+            raise NotElementwiseError(f"it sees an object of the type {kind.__qualname__}, which finds its attributes")
+        super().parts(value, names)
 
     def contents(self, value: Any) -> None:
+        kind = type(value)
+        if not isinstance(value, tuple) and not is_settled(kind.__module__):
+            raise NotElementwiseError(f"it sees an object of the type {kind.__qualname__}, with methods of its own")
         super().contents(value)
         self.containers.add(id(value))
 
 
-class _Acts:
-    """Watches a call for functions that act, such as ``print``. One that the code names it may not call.
+class _Watch:
+    """Watches a call for the codes that run, and for functions that act: one that a code names it may not call.
 
     Args:
-        acting: These functions, or their codes.
+        codes: What is known of its codes, if it is learned.
 
     Attributes:
-        found: The name of one that was called.
+        ran: The codes of the program that have run.
+        acts: What the call did that a replay would not do.
+        resets: Functions that reset the layers of all networks, and what they were given.
     """
 
-    def __init__(self, acting: Collection[Any]) -> None:
-        self._acting = acting
-        self.found = ""
+    def __init__(self, codes: _Codes | None) -> None:
+        self._codes = codes or _Codes(frozenset(), set(), set(), {}, set())
+        self._inside: Any = None  # a frame whose calls are not looked at
+        self.ran: set[types.CodeType] = set()
+        self.acts = ""
+        self.resets: list[tuple[Callable[[Any], None], Any]] = []
 
-    def __enter__(self) -> "_Acts":
-        if self._acting:
-            sys.setprofile(self._see)
-        return self
+    def __enter__(self) -> None:
+        self._outputs = [(name, getattr(sys, name)) for name in ("stdout", "stderr") if getattr(sys, name) is not None]
+        for name, stream in self._outputs:
+            setattr(sys, name, _Output(stream, self))
+        sys.setprofile(self._see)
 
     def __exit__(self, *error: object) -> None:
-        if self._acting:
-            sys.setprofile(None)
+        sys.setprofile(None)
+        for name, stream in self._outputs:
+            if type(getattr(sys, name)) is _Output:  # the call may have put another one there
+                setattr(sys, name, stream)
 
     def _see(self, frame: Any, event: str, function: Any) -> None:
-        if event == "c_call" and function in self._acting:
-            self.found = self.found or function.__name__
-        elif event == "call" and frame.f_code in self._acting:
-            self.found = self.found or frame.f_code.co_name
+        codes = self._codes
+        if self._inside is not None:
+            if event == "return" and frame is self._inside:
+                self._inside = None
+        elif event == "c_call":
+            if function in codes.acting:
+                self.tell(f"it calls {function.__name__}")
+        elif event == "call" and (code := frame.f_code) not in self.ran:
+            module = str(frame.f_globals.get("__name__"))
+            if code in codes.resets:
+                self._inside = frame
+                self.resets.append((codes.resets[code], frame.f_locals["net"]))
+            elif module.startswith("loguru.") and frame.f_back.f_code in codes.warning:
+                self._inside = frame
+            elif code in codes.acting or module == "logging":
+                self.tell(f"it calls {code.co_name}")
+            elif not (is_settled(module) or module.startswith("namedtuple_")):
+                self.ran.add(code)
+
+    def tell(self, acts: str) -> None:
+        self.acts = self.acts or acts
+
+
+class _Output:
+    """A stream that tells when it is used. C code may call ``print``, which no profile shows."""
+
+    def __init__(self, stream: Any, watch: _Watch) -> None:
+        self._stream, self._watch = stream, watch
+
+    def __getattr__(self, name: str) -> Any:
+        self._watch.tell("it writes to the terminal")
+        return getattr(self._stream, name)
 
 
 class _Same:
@@ -200,10 +282,17 @@ class _Container(NamedTuple):
 
 
 class _Left(NamedTuple):
-    """The result of a call, and the contents of the slots that it has written to."""
+    """What a call leaves behind.
+
+    Attributes:
+        result: Its result.
+        slots: The contents of the slots that it has written to.
+        resets: Functions that reset the layers of all networks, and what they were given; ``None``: the root.
+    """
 
     result: Any
     slots: tuple[Any, ...]
+    resets: tuple[tuple[Callable[[Any], None], Any], ...]
 
 
 class _Reader:
@@ -312,12 +401,12 @@ class Known:
         states: What they held, as ``_state`` tells it.
         tensors: Tensors that the code sees, which are not in slots.
         taken: Those that the call began with.
-        places: All that the code sees.
+        places: All that the code sees. It is not kept.
         objects: Arguments of the call that are no tensors, but for the network.
 
     Attributes:
         is_sure: It has come twice, and both times it did the same.
-        acting: Functions that act, which the code has not called.
+        codes: Those that it may run.
         old: Lists and dictionaries that it sees, by their ids.
     """
 
@@ -328,10 +417,10 @@ class Known:
         states: list[Any],
         tensors: Iterable[Tensor],
         taken: Sequence[Tensor],
-        places: Any,
+        places: _Seen,
         objects: list[Any],
     ) -> None:
-        self.acting: set[Any] = places.acting
+        self.codes: _Codes = places.codes
         self.old: set[int] = places.containers  # the guard holds them
         self._guard, self.slots, self._states = guard, slots, states
         self._tensors = [(t, _known(t)) for t in tensors]
@@ -387,7 +476,7 @@ class Known:
         self._changes = Changes(ran.form.kinds, ran.form.leaves)
         self._grad = any(kind.grad for kind in set(ran.form.kinds))
 
-    def replay(self, taken: Sequence[Tensor]) -> tuple[Any] | None:
+    def replay(self, root: Any, taken: Sequence[Tensor]) -> tuple[Any] | None:
         """Do what the call did. Returns its result; ``None``: nothing was done, for that can't be done here."""
         ran, left = self._ran, self._left
         assert ran is not None
@@ -410,6 +499,8 @@ class Known:
         made = _apart(found, given)
         containers: dict[int, Any] = {}
         result = _written(left.result, made, taken, containers)
+        for reset, of in left.resets:  # of other networks; the states of this one follow
+            reset(root if of is None else of)
         for slot, told in zip(self.slots, left.slots, strict=True):
             slot.set(_written(told, made, taken, containers))
         return (result,)
@@ -519,6 +610,7 @@ class Replays:
         self._sight = Sight(function, whole=True)
         self._shapes: dict[Any, _Shape] = {}
         self._in_vain = 0  # so many were learned, and another call came instead
+        self._ran: frozenset[types.CodeType] = frozenset()  # the codes of the program that have run
         self.reason = ""
 
     def why_not(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], recorder: Any) -> str:
@@ -526,7 +618,7 @@ class Replays:
         if not recorder.is_alone:
             return "it reads values, or calls what is not recorded"
         try:
-            self._sight.look(arguments(args, kwargs).objects, _Seen)
+            self._sight.look(arguments(args, kwargs).objects, functools.partial(_Seen, self._ran), self._ran)
         except NotReplayedError as error:
             return str(error)
         except NotElementwiseError as error:
@@ -539,7 +631,7 @@ class Replays:
             return None
         try:
             now = arguments(args, kwargs)
-        except NotReplayedError:
+        except (NotReplayedError, RecursionError):  # a list may hold itself
             return None
         key = torch.is_grad_enabled(), _backend.current_backend(), state_gradients.setting.value, *now.key
         shape = self._shapes.get(key)
@@ -559,21 +651,30 @@ class Replays:
         known = attempt.known
         if known is None or not known.is_sure:
             return None
-        found = known.replay(attempt.taken)
+        found = known.replay(attempt.now.root, attempt.taken)
         if found is not None:
             self._in_vain = 0
         return found
 
+    def enter(self, ran: set[types.CodeType]) -> bool:
+        """Enter the codes that a call has run. Returns whether there are new ones."""
+        before, self._ran = self._ran, self._ran | ran
+        self._in_vain += (is_new := self._ran != before)
+        return is_new
+
     def look(self, attempt: "Attempt") -> None:
         """Look at all that the code sees, before a call that may be learned."""
-        if attempt.known is not None or not attempt.shape.is_planned or self.reason:
+        if not attempt.shape.is_planned or self.reason:
+            return
+        attempt.is_watched = attempt.known is None or not attempt.known.is_sure
+        if attempt.known is not None or not self._ran:
             return
         self._in_vain += any(not known.is_sure for known in attempt.shape.known)
         if self._in_vain > _PATIENCE:
             self.reason = "what it sees is another each time"
             return
         try:
-            attempt.moment = self._sight.look(attempt.now.objects, _Seen)
+            attempt.moment = self._sight.look(attempt.now.objects, functools.partial(_Seen, self._ran), self._ran)
         except NotElementwiseError as error:
             self.reason = error.problem
 
@@ -591,6 +692,7 @@ class Attempt:
         known: The call that it begins as, if there is one.
         taken: The tensors that it begins with.
         moment: All that the code sees, if the call is learned.
+        is_watched: Whether the codes that it runs are noted.
     """
 
     def __init__(self, replays: Replays, now: Now, shape: _Shape, known: Known | None, taken: list[Tensor]) -> None:
@@ -598,20 +700,27 @@ class Attempt:
         self.now, self.shape, self.known, self.taken = now, shape, known, taken
         self.moment: Moment | None = None
         self._left: _Left | None = None
-        self._acts = _Acts(())
+        self.is_watched = False
+        self._watch: _Watch | None = None
         self._modes = _modes()
         slots = [] if known is None or known.is_sure else known.slots
         self._replaced = [a for slot in slots for a in _containers(slot.get())]  # lists that the call may replace
 
-    def watched(self) -> _Acts:
+    def watched(self) -> Any:
         """A context for the call."""
-        places: Any = self.moment and self.moment.places
-        acting = self.known.acting if self.known is not None else places.acting if places is not None else ()
-        if acting and sys.getprofile() is not None:  # a profiler of the user's: this call is not learned
+        if not self.is_watched:
+            return contextlib.nullcontext()
+        if sys.getprofile() is not None:  # a profiler of the user's: this call is not learned
             self.known = self.moment = None
-        else:
-            self._acts = _Acts(acting)
-        return self._acts
+            return contextlib.nullcontext()
+        self._watch = _Watch(self._codes)
+        return self._watch
+
+    @property
+    def _codes(self) -> _Codes | None:
+        if self.known is not None:
+            return self.known.codes
+        return None if self.moment is None else cast(_Seen, self.moment.places).codes
 
     def end(self, result: list[Any], recorder: Any) -> None:
         """See what the call has left behind, before what was recorded runs.
@@ -620,18 +729,22 @@ class Attempt:
             result: What it returned, in a list.
             recorder: The recorder, whose record is all that the call has done.
         """
-        if not recorder.is_alone or (self.known is None and self.moment is None):
+        codes, watch = self._codes, self._watch
+        if watch is None or self._replays.enter(watch.ran) or codes is None or not recorder.is_alone:
             return
         try:
+            if unread := watch.ran - codes.read:
+                raise NotReplayedError(f"it runs {unread.pop().co_qualname}, which it does not name")
             self._left = self._read(result, recorder)
-        except (NotReplayedError, ValueError) as error:
+        except (NotReplayedError, ValueError, RecursionError) as error:
             self._replays.reason = self._replays.reason or str(error)
 
     def _read(self, result: list[Any], recorder: Any) -> _Left:
         if _modes() != self._modes:
             raise NotReplayedError("it leaves another mode of PyTorch")
-        if self._acts.found:
-            raise NotReplayedError(f"it calls {self._acts.found}")
+        assert self._watch is not None
+        if self._watch.acts:
+            raise NotReplayedError(self._watch.acts)
         for held, entries in self.now.containers:
             if not _hold_the_same(held, entries):
                 raise NotReplayedError("it changes a list or a dictionary among its arguments")
@@ -645,13 +758,15 @@ class Attempt:
         alive = recorder.alive()
         old = {id(held) for held in (*self._replaced, *(held for held, _ in self.now.containers))} | self.known.old
         reader = _Reader(recorder, alive, self.taken, self.known.tensors, old)
-        left = _Left(reader.read(result[0]), tuple([reader.read(slot.get()) for slot in self.known.slots]))
+        root = self.now.root
+        resets = tuple([(reset, None if of is root else of) for reset, of in self._watch.resets])
+        left = _Left(reader.read(result[0]), tuple([reader.read(slot.get()) for slot in self.known.slots]), resets)
         if recorder.references(alive) != reader.references:
             raise NotReplayedError("it keeps a result where nobody can see it")
         return left
 
     def _new(self, moment: Moment) -> Known:
-        places: Any = moment.places
+        places = cast(_Seen, moment.places)
         slots: list[Slot] = places.changed()
         before = [slot.before() for slot in slots]
         states = [_state(a, self.taken) for a in before]
