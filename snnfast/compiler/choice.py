@@ -1,9 +1,8 @@
 """How the loops of a function are seen: it is recorded, traced, or runs as it is. This is decided here alone.
 
-A function is recorded first. Where that merges less than half of its calls, three times in a row, it is traced; thirty
-times in a row, if others of its calls were merged. Where it takes more than a tenth of a call to record it, and calls
-like it have come often enough to pay for tracing one, such calls are traced. What is worth neither runs as it is, and
-one warning says why. Calls without gradients that are clearly faster as they are run so until they are traced.
+A function is recorded first, and calls like earlier ones are replayed. Where recording merges less than half of its
+calls, three times in a row, it is traced; thirty times in a row, if others of its calls were merged. What is worth
+neither runs as it is, and one warning says why. So do calls without gradients that are clearly faster as they are.
 
 Graphs take seconds to make. A function whose graphs have cost more than its calls can pay for makes no more until they
 can: calls that would need another one, as those of other sizes may, run as they are.
@@ -39,17 +38,8 @@ _PATIENCE = 3
 _PATIENCE_WITH_PLANS = 30
 """So many, where other calls had a plan."""
 
-_OFTEN = 600
-"""To trace a call takes about as long as to record it so many times."""
-
-_DEAR = 0.1
-"""The part of a call that may be spent on recording it."""
-
-_MOST_DEAR = 4
-"""Calls of so many shapes are traced: torch.compile makes eight graphs of a function at most."""
-
 _MOST_SHAPES = 1000
-"""The costs of so many are known at a time."""
+"""So many are known at a time."""
 
 _FIRST = 4
 """So many graphs of a function are made, whatever they cost: of a first call, later ones, evaluation, another batch."""
@@ -102,31 +92,6 @@ class _Trial:
         return statistics.median(self.as_they_are) < _CLEARLY * statistics.median(self.recorded)
 
 
-class _Cost:
-    """The cost of calls with arguments of the same shapes.
-
-    Attributes:
-        steps: The numbers of steps of their loops, or of calls without a loop; ``()`` once they have differed.
-    """
-
-    __slots__ = ("calls", "recording", "seconds", "steps")
-
-    def __init__(self) -> None:
-        self.calls, self.seconds, self.recording = 0, 0.0, 0.0
-        self.steps: tuple[int, ...] | None = None
-
-    def add(self, recorder: Recorder, seconds: float) -> None:
-        self.calls += 1
-        self.seconds += seconds
-        self.recording += recorder.seconds
-        steps = tuple(recorder.steps) or (recorder.calls,)
-        self.steps = steps if self.steps in (None, steps) else ()
-
-    @property
-    def is_dear(self) -> bool:
-        return self.calls >= _OFTEN and bool(self.steps) and self.recording > _DEAR * self.seconds
-
-
 class _Account:
     """The seconds that graphs have cost, and those that calls have taken."""
 
@@ -173,8 +138,6 @@ class Choice:
         self._layers = None if (options.get("options") or {}).get("inner") else at_once
         self._in_vain: dict[bool, int] = {True: 0, False: 0}  # with gradients, and without
         self._patience = {True: _PATIENCE, False: _PATIENCE}
-        self._costs: dict[Any, _Cost] = {}
-        self._dear: set[Any] = set()  # shapes whose calls are traced
         self._trials: dict[Any, _Trial] = {}  # of shapes without the first size, which may be the number of steps
         self._as_it_is: set[bool] = set()
         self._account = _Account()
@@ -214,13 +177,11 @@ class Choice:
             return self._timed(self._function, args, kwargs)
         if self._traced is not None and self._in_vain[grad] >= self._patience[grad]:
             return self._trace(self._traced, shapes, args, kwargs)
-        if self._traced is not None and shapes in self._dear and self._traced.pays(grad) is not False:
-            return self._trace(self._traced.quietly, shapes, args, kwargs)
         trial = self._trial_of(shapes) if not grad and self._traced is not None and _on_cpu(args, kwargs) else None
         start = time.perf_counter()
         if trial is not None and trial.runs_as_it_is:
             result = self._function(*args, **kwargs)
-            self._count(None, time.perf_counter() - start, shapes, trial)
+            trial.add(trial.as_they_are, time.perf_counter() - start, shapes)
             return result
         recorded.makes = allowed
         result, recorder = recorded(*args, **kwargs)
@@ -236,8 +197,8 @@ class Choice:
         self._enter(shapes, not recorder.is_denied)
         if recorder.is_denied:
             return result
-        if not recorder.learns:
-            self._count(recorder, seconds, shapes, trial)
+        if trial is not None and recorder.pays and not recorder.learns and not trial.replays:
+            trial.add(trial.recorded, seconds, shapes)
         self._judge(recorder, grad)
         return result
 
@@ -275,22 +236,6 @@ class Choice:
         if len(self._trials) >= _MOST_SHAPES:
             self._trials.clear()
         return self._trials.setdefault(tuple(shape and shape[1:] for shape in shapes[1:]), _Trial())
-
-    def _count(self, recorder: Recorder | None, seconds: float, shapes: Any, trial: _Trial | None) -> None:
-        """Count a call that was recorded, or made as it is."""
-        if len(self._costs) >= _MOST_SHAPES:
-            self._costs.clear()
-        cost = self._costs.setdefault(shapes, _Cost())
-        if recorder is None:
-            cost.calls += 1
-        else:
-            cost.add(recorder, seconds)
-        if cost.is_dear and len(self._dear) < _MOST_DEAR:
-            self._dear.add(shapes)
-        if trial is None:
-            return
-        if recorder is None or (recorder.pays and not trial.replays):
-            trial.add(trial.as_they_are if recorder is None else trial.recorded, seconds, shapes)
 
     def _judge(self, recorder: Recorder, grad: bool) -> None:
         if recorder.pays:

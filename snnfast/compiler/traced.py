@@ -64,42 +64,28 @@ class Traced:
             compiled(*args, **kwargs)
         return Explanation(reports, cuts_since(cuts))
 
-    def pays(self, grad: bool) -> bool | None:
-        """Whether it was worth while to trace a call with or without gradients; ``None`` if it is not known yet."""
-        return self._pays.get(grad)
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result, why_not = self.attempt(args, kwargs)
-        if why_not is not None:
-            _backend.warn_once(f"snnfast: {self._name} runs as it is, without torch.compile: {why_not}")
-        return result
-
-    def quietly(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it without a warning."""
-        return self.attempt(args, kwargs)[0]
-
-    def attempt(self, args: Any, kwargs: Any) -> tuple[Any, str | None]:
-        """Call it. Returns the result, and if this call has shown that it does not pay, why."""
         grad = torch.is_grad_enabled()
         # A checkpoint runs what it has seen a second time: it must see the same calls, whatever is chosen in between.
         if grad in self._pays and not saved_tensors_are_hooked():
-            return (self._call if self._pays[grad] else self._function)(*args, **kwargs), None
+            return (self._call if self._pays[grad] else self._function)(*args, **kwargs)
         if _backend.current_backend() == "reference":  # there is nothing to merge now, but there may be later
-            return self._call(*args, **kwargs), None
+            return self._call(*args, **kwargs)
         reports: list[GraphReport] = []
         cuts = number_of_cuts()
         with recorded(reports):
             result = self._call(*args, **kwargs)
         if not reports:  # torch.compile is switched off
-            return result, None
+            return result
         reason = None if self._another else _why_it_does_not_pay(reports, self._left)
         self._pays[grad] = reason is None
         if reason is None or any(report.failed for report in reports):
             for message in [message for report in reports for message in report.warnings]:
                 _backend.warn_once(message)
-            return result, None
+            return result
         cut = "".join(f". torch.compile cuts the code at {cut}" for cut in cuts_since(cuts)[:2])
-        return result, f"{reason}{cut}"
+        _backend.warn_once(f"snnfast: {self._name} runs as it is, without torch.compile: {reason}{cut}")
+        return result
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         if self._compiled is None:

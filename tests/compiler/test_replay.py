@@ -549,19 +549,18 @@ def test_a_reset_of_all_networks_is_replayed(counted: Counter) -> None:
         return torch.stack([net(x[t])[1] for t in range(x.size(0))])
 
     torch.manual_seed(0)
-    net, other, baseline = (Net().double() for _ in range(3))
+    net, other, baseline = (Net() for _ in range(3))
     for each in (net, other):
         snnfast.snntorch.convert(each)
     compiled = snnfast.compile(forward_pass)
     for number in range(CALLS):
         found = []
         for function in (forward_pass, compiled):
-            others = [each(batch(number)[0])[1].detach() for each in (other, baseline)]
-            result = function(net, batch(number))
+            others = [each(batch(number)[0].float())[1].detach() for each in (other, baseline)]
+            result = function(net, batch(number).float())
             states = [layer.mem for each in (net, other, baseline) for layer in (each.lif1, each.lif2)]
             found.append((*others, result, *states))
-        for a, b in zip(*found, strict=True):
-            assert torch.equal(a, b)
+        torch.testing.assert_close(*found)
         assert not any(state.any() for state in found[1][-4:])
     assert counted.replayed == CALLS - 4
 

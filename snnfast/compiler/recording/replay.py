@@ -282,7 +282,7 @@ class _Container(NamedTuple):
 
 
 class _Left(NamedTuple):
-    """What a call leaves behind.
+    """The things that a call leaves behind.
 
     Attributes:
         result: Its result.
