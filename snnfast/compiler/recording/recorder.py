@@ -87,6 +87,8 @@ _OF_NUMBERS = {
 }  # fmt: skip
 """Functions that make a tensor of numbers alone."""
 
+_COMPARE = {Tensor.__eq__, Tensor.__ne__}
+
 _AT_ONCE, _INDEX, _ALL = "at once", "index", "all"
 _HOW = {**dict.fromkeys(_TAKE_NUMBERS, _ALL), **dict.fromkeys(_INDEXES, _INDEX), **dict.fromkeys(_DIRECT, _AT_ONCE)}
 """Functions that are called at once; and which numbers of others may differ: those of an index, or all."""
@@ -457,7 +459,7 @@ class Recorder(TorchFunctionMode):
             kind = self._kind(func, args, kwargs, grad, None if now == self.ambient else now, (at, how))
             self._known[spelled] = kind
         if kind.direct or (self._shared and self._is_view_of_shared(kind, leaves)):
-            self.is_alone = False
+            self.is_alone &= func in _COMPARE and args[1] is None
             return func(*args, **kwargs)
         if not kind.waits:
             self._check(kind, leaves)

@@ -225,7 +225,7 @@ class _Watch:
                 self.resets.append((codes.resets[code], frame.f_locals["net"]))
             elif module.startswith("loguru.") and frame.f_back.f_code in codes.warning:
                 self._inside = frame
-            elif code in codes.acting or module == "logging":
+            elif code in codes.acting or (module == "logging" and frame.f_back.f_code in self.ran):
                 self.tell(f"it calls {code.co_name}")
             elif not (is_settled(module) or module.startswith("namedtuple_")):
                 self.ran.add(code)
