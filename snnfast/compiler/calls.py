@@ -266,7 +266,10 @@ def as_leaf(t: Tensor) -> Tensor:
 # ---- what a call does
 
 # These update their running statistics if this argument asks for it. Their schemas do not say so.
-_UPDATES_STATISTICS = {"batch_norm": "training", "instance_norm": "use_input_stats"}
+_UPDATES_STATISTICS = {
+    **dict.fromkeys(("batch_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"), "training"),
+    "instance_norm": "use_input_stats",
+}
 
 
 def is_opaque(node: Node) -> bool:
@@ -288,14 +291,18 @@ def changed(node: Node) -> list[Node]:
     target: Any = node.target
     if not isinstance(target, OpOverload):
         return []
-    found: list[Any] = []
+    return [a for a in pytree.tree_leaves(written_by(target, node.args, node.kwargs)) if isinstance(a, Node)]
+
+
+def written_by(target: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that an operator changes in place."""
     if target._schema.is_mutable:
-        given = arguments(node)
-        found += [given.get(a.name) for a in target._schema.arguments if a.alias_info and a.alias_info.is_write]
-    elif (asks := _UPDATES_STATISTICS.get(name_of(target))) is not None:
-        given = arguments(node)
-        found += [given["running_mean"], given["running_var"]] if given[asks] else []
-    return [a for a in pytree.tree_leaves(found) if isinstance(a, Node)]
+        given = named(target, args, kwargs)
+        return [given.get(a.name) for a in target._schema.arguments if a.alias_info and a.alias_info.is_write]
+    if (asks := _UPDATES_STATISTICS.get(name_of(target))) is not None:
+        given = named(target, args, kwargs)
+        return [given["running_mean"], given["running_var"]] if given[asks] else []
+    return []
 
 
 def updates_statistics(node: Node) -> bool:

@@ -128,6 +128,34 @@ def test_an_array_sees_what_a_loop_writes_to_its_tensor(show: Callable[[Tensor],
     assert_same(loop, torch.full((6, 1, 4), 0.7))
 
 
+def _writes_a_row(w: Tensor, x: Tensor) -> Tensor:
+    w[0] = x.sum(0)
+    return x
+
+
+# The version of a tensor tells of none of them, and they return another one.
+UNCOUNTED = {
+    "a row in inference mode": (torch.inference_mode, _writes_a_row),
+    "batch norm": (torch.enable_grad, lambda w, x: F.batch_norm(x, w[0], w[1], training=True)),
+    "batch norm in inference mode": (torch.inference_mode, lambda w, x: F.batch_norm(x, w[0], w[1], training=True)),
+    "instance norm": (torch.inference_mode, lambda w, x: F.instance_norm(x.T[None], w[0], w[1])[0].T),
+}
+
+
+@pytest.mark.parametrize(("mode", "write"), UNCOUNTED.values(), ids=UNCOUNTED)
+def test_an_array_sees_what_no_version_tells(mode: Any, write: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def loop(x: Tensor) -> Any:
+        w, mem, told = torch.ones(2, 3), torch.zeros(2, 3), []
+        array = w.numpy()
+        for t in range(len(x)):
+            mem = 0.9 * mem + write(w, x[t])
+            told.append(array.tolist())
+        return mem, told
+
+    with mode():
+        assert_same(loop, torch.rand(6, 2, 3))
+
+
 def test_large_outputs_of_our_kernels_are_our_own() -> None:
     from snnfast.compiler.recording.waiting import is_shared
 
@@ -621,6 +649,36 @@ def test_buffers_and_random_numbers_are_the_loops_after_a_graph_that_fails() -> 
             torch.manual_seed(1)
             found.append(outcome(lambda scale=scale: f(x, scale).sum()) if scale > 1 else f(x, scale).detach())
             found += [norm.running_mean.clone(), int(norm.num_batches_tracked)]
+        return found
+
+    for a, b in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(a, b) if isinstance(a, Tensor) else None
+        assert isinstance(a, Tensor) or a == b
+
+
+WRITES = {
+    "a view": lambda w, x: w[0].add_(x.sum(0)),
+    "a view of a view": lambda w, x: w.view(6)[:3].add_(x.sum(0)),
+    "a row": _writes_a_row,
+    "statistics": lambda w, x: F.batch_norm(x, *w.unbind(), training=True),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_what_was_written_to_is_the_loops_after_a_graph_that_fails(write: Callable[[Tensor, Tensor], Any]) -> None:
+    def run(compiled: bool) -> list[Any]:
+        w, x, found = torch.ones(2, 3), torch.arange(36.0).view(6, 2, 3) / 36, list[Any]()
+
+        def loop(scale: Tensor) -> Tensor:
+            mem = torch.zeros(2, 3)
+            for t in range(len(x)):
+                write(w, x[t])
+                _, mem = lif(F.dropout(x[t], 0.5) * 0 + w[0], mem)
+            return checked(mem * 0 + scale)
+
+        f = snnfast.compile(loop, by="recording") if compiled else loop
+        for scale in (1.0, 1.0, 200.0, 1.0):
+            found += [outcome(lambda scale=scale: f(torch.tensor(scale)).sum()), w.clone()]
         return found
 
     for a, b in zip(run(True), run(False), strict=True):

@@ -61,6 +61,7 @@ class Kind:
         tensors: Of each leaf, whether it is a tensor.
         writes: Of each leaf, whether it is changed in place.
         changes: Whether any is.
+        counts: Whether each change makes another version of a tensor.
         aliases: Of each leaf, whether a result shares its memory.
         likes: The tensors that it returns.
         only: The tensor that it returns, if to record the call is to return it.
@@ -80,8 +81,9 @@ class Kind:
     """
 
     __slots__ = (
-        "aliases", "args", "changes", "container", "direct", "draws", "func", "gives", "grad", "grown", "kwargs",
-        "leaves", "likes", "modes", "only", "peeks", "raises", "same", "spec", "takes", "tensors", "waits", "writes",
+        "aliases", "args", "changes", "container", "counts", "direct", "draws", "func", "gives", "grad", "grown",
+        "kwargs", "leaves", "likes", "modes", "only", "peeks", "raises", "same", "spec", "takes", "tensors", "waits",
+        "writes",
     )  # fmt: skip
 
     def __init__(self, func: Any = None, grad: bool = True, modes: Any = None) -> None:
@@ -99,7 +101,7 @@ class Kind:
         self.grown: Like | None = None
         self.only: Like | None = None
         self.direct = self.peeks = self.draws = self.raises = self.changes = False
-        self.waits = True
+        self.waits = self.counts = True
         self.takes: tuple[tuple[int, float, float, int | None], ...] = ()
         self.gives: dict[int, tuple[float, float]] = {}
 
@@ -234,13 +236,14 @@ class Kinds(dict[Any, Kind]):
         for t in tensors_in(found):
             _check_is_plain(t)
         returned = {storage_of(t) for t in tensors_in(found)}
-        kind.writes = tuple([v != _version(t) for v, t in zip(versions, fakes, strict=True)])
-        kind.changes = True in kind.writes
+        memory = [storage_of(t) if isinstance(t, Tensor) else None for t in fakes]
+        counted = [v != _version(t) for v, t in zip(versions, fakes, strict=True)]
+        kind.writes = tuple([c or at in seen.writes for c, at in zip(counted, memory, strict=True)])
+        kind.changes, kind.counts = True in kind.writes, kind.writes == tuple(counted)
         kind.aliases = tuple([isinstance(t, Tensor) and storage_of(t) in returned for t in fakes])
         kind.peeks = not grad and any(kind.aliases)
         seen.look_at(func, given, named)
         kind.draws, kind.raises = seen.draws, seen.raises
-        memory = [storage_of(t) if isinstance(t, Tensor) else None for t in fakes]
         for t, *numbers in seen.takes:
             if (at := storage_of(t)) in memory and t.dtype == fakes[memory.index(at)].dtype:
                 kind.takes += ((memory.index(at), *numbers),)
@@ -265,7 +268,7 @@ class Kinds(dict[Any, Kind]):
                 if t is not given[0] or now.but(requires_grad=like.requires_grad, is_leaf=like.is_leaf) != like:
                     raise NeedsValueError(f"{getattr(func, '__name__', func)} changes what is known of a tensor")
                 kind.grown = now
-        if kind.likes and kind.spec is None and kind.grown is None and not kind.peeks and kind.waits:
+        if kind.likes and kind.spec is None and not kind.changes and not kind.peeks and kind.waits:
             kind.only = kind.likes[0]
         return kind
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnfast._core import ops
+from snnfast.compiler.calls import storage_of, tensors_in, written_by
 
 # ---- memory
 
@@ -196,9 +197,13 @@ _GIVE = {
 
 
 class MayRaise(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees whether the operators inside draw random numbers, and of which values they raise errors.
+    """Sees whether the operators inside draw random numbers, of which values they raise errors, and what they change.
+
+    A version of a tensor does not tell of all changes: one of inference mode has none, and a batch normalisation does
+    not count that of its running statistics.
 
     Attributes:
+        writes: The memory that is changed.
         draws: Whether random numbers are drawn.
         raises: Whether an error depends on values in another way than by ranges.
         takes: Which numbers arguments must hold.
@@ -207,6 +212,7 @@ class MayRaise(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.writes: set[int] = set()
         self.draws = self.raises = False
         self.takes: list[Range] = []
         self.gives: list[Range] = []
@@ -215,6 +221,7 @@ class MayRaise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.draws |= torch.Tag.nondeterministic_seeded in func.tags
         name, variant = func._schema.name.rpartition("::")[2].rstrip("_"), func._overloadname
         variant = "" if variant == "default" else variant
+        self.writes.update(map(storage_of, tensors_in(written_by(func, args, kwargs or {}))))
         found = func(*args, **(kwargs or {}))
         if (name, variant) in _BY_NUMBERS:
             pass
