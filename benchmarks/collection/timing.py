@@ -26,6 +26,8 @@ MOST_SECONDS = 2.0
 """All implementations of a program take turns for so long: a loop is not called hundreds of times then."""
 COMPILED_AFTER = 3
 """So many calls are enough of the others."""
+COMPARED_CALLS = 6
+"""So many calls are compared with the loop: the last ones are replayed."""
 COMPARED = (DEFAULT, LOOPED)
 
 Step = Callable[[tuple[Any, ...]], None]
@@ -87,7 +89,7 @@ def _compare(program: Program, case: Case, row: Row) -> None:
         row.problem = problem
     elif row.peer in COMPARED:
         try:
-            wrong = list(differences(program, min(case.T, 5), 3, how=row.peer))
+            wrong = list(differences(program, min(case.T, 5), 3, calls=COMPARED_CALLS, how=row.peer))
             assert not wrong, "; ".join(wrong)
         except Exception as error:
             row.problem = failed(error)

@@ -108,7 +108,9 @@ def test_programs_do_what_their_loops_do_for_any_number_of_steps(name: str, monk
 
     original = Recorded.__init__
     monkeypatch.setattr(Recorded, "__init__", init)
-    assert not list(collection.differences(programs[name], STEPS.get(name, (13, 9, 37, 13)), 3, how=RECORDED))
+    assert not list(
+        collection.differences(programs[name], STEPS.get(name, (13, 9, 37, 13, 13, 13, 13)), 3, how=RECORDED)
+    )
     plans = [plan for recorded in made for plan in recorded.plans if not isinstance(plan, str)]
     assert bool(plans) == (name not in NO_PLAN)
     assert any(plan.is_general for plan in plans) == (name not in NO_PLAN and name not in ALONE)

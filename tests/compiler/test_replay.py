@@ -413,6 +413,11 @@ EFFECTS = {
     "a print": "print('call')",
     "a print by another name": "say('call')",
     "a print of sys": "sys.stdout.write('call')",
+    "a print by C code": "list(map(print, ['call']))",
+    "a log": "logging.getLogger('of a test').debug('call')",
+    "a dictionary of its own kind": "own['n'] = 1; self.calls = own['n']",
+    "an object of the same kind": "self.calls = type(option)().n; total[0] += 1",
+    "a text of an object": "self.calls = '%s' % option; total[0] += 1",
     "a warning": "warnings.warn('call')",
     "a hook with a counter": "self.fc._forward_hooks or self.fc.register_forward_hook(counting); self.calls = seen[0]",
     "Python's random numbers": "random.seed(len(self.log)); self.log = [random.random()]; self.calls = random.random()",
@@ -442,6 +447,16 @@ def made():
         n += 1
     return bump, lambda: n
 bump, cell = made()
+class Own(dict):
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value + self.get(key, 0))
+own, total = Own(), [0]
+class Option:
+    def __init__(self):
+        self.n = total[0]
+    def __str__(self):
+        return str(total[0])
+option = Option()
 import weakref
 last = None
 def alive(x):
