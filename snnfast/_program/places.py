@@ -5,6 +5,7 @@
 """
 
 import collections
+import keyword
 import operator
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -257,7 +258,7 @@ class _Names:
     def test(self, tests: _Tests, without: set[str]) -> None:
         for name, value in self.values.items():
             if name not in without:
-                tests.add(f"{{}}[{name!r}] is {{}}", self.held, value)
+                tests.add("{}[{}] is {}", self.held, name, value)
         if self.held and (absent := frozenset(self.absent - without)):
             tests.add("{}.keys().isdisjoint({})", self.held, absent)
 
@@ -321,7 +322,7 @@ class _Parts:
         for name, part in self._parts.items():
             if name in without:
                 continue
-            if part is ABSENT:
+            if part is ABSENT or not name.isidentifier() or keyword.iskeyword(name):
                 tests.add("{}({}, {}) is {}", _part, self._value, name, part)
             else:
                 tests.add("{}." + name + " is {}", self._value, part)
@@ -339,10 +340,10 @@ class _Parts:
         return _part(self._value, name)
 
     def set(self, name: str, value: Any) -> None:
-        if value is ABSENT:
-            delattr(self._value, name)
+        if value is ABSENT:  # past methods of the object's own
+            object.__delattr__(self._value, name)
         else:
-            setattr(self._value, name, value)
+            object.__setattr__(self._value, name, value)
 
     def now(self) -> "_Parts":
         return _Parts(self._value, {name: _part(self._value, name) for name in self._parts})
@@ -351,16 +352,13 @@ class _Parts:
         for name, part in self._parts.items():
             if part is _part(self._value, name):
                 continue
-            if part is ABSENT:
-                delattr(self._value, name)
-            else:
-                setattr(self._value, name, part)
+            self.set(name, part)
 
 
 def _part(value: Any, name: str) -> Any:
     try:
-        return getattr(value, name, ABSENT)
-    except ValueError:  # an empty cell
+        return object.__getattribute__(value, name)
+    except (AttributeError, ValueError):  # there is none, or a cell is empty
         return ABSENT
 
 

@@ -59,8 +59,15 @@ _CHILDREN = ("_parameters", "_buffers", "_modules")
 _MAKE = ("__new__", "__init__", "__init_subclass__", "__post_init__")
 # These are called where a text is made of an object.
 _TEXTS = {"repr", "str", "ascii", "format", "print"}
-# These do something that no object shows.
-_ACTS = {("builtins", "print"), ("_warnings", "warn"), ("warnings", "warn"), ("warnings", "warn_explicit")}
+# These do something that no object shows, or tell objects apart that are alike.
+_ACTS = {
+    ("builtins", "print"),
+    ("builtins", "id"),
+    ("builtins", "hash"),
+    ("_warnings", "warn"),
+    ("warnings", "warn"),
+    ("warnings", "warn_explicit"),
+}
 _ACTS |= {("warnings", name) for name in ("simplefilter", "filterwarnings", "resetwarnings")}
 _ACTS_OF_TORCH = re.compile(r"_?(set|use|manual|enable|disable|save|load|register|compile)_?.*|fork|seed").fullmatch
 _NO_ACTS = {"set_grad_enabled"}
@@ -186,6 +193,8 @@ class Sight:
             for found in objects:
                 walk.visit(found)
             walk.attributes(options, whole=True)
+            if ran is not None:  # any tensor may be given
+                walk.places.names(vars(Tensor), Tensor, walk.names)
             if walk.names == self._names:
                 return walk
             self._names = frozenset(walk.names)  # more of the objects that came first is seen with these
@@ -237,7 +246,7 @@ def _code(code: types.CodeType) -> _Code:
     read: dict[str, set[tuple[str, ...]]] = {}
     imported = set()
     names = set(code.co_names) | {c for c in code.co_consts if isinstance(c, str)}  # a text may be getattr's
-    instructions = list(dis.get_instructions(code))
+    instructions = [i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG"]
     for number, instruction in enumerate(instructions):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
             path = []
@@ -411,6 +420,7 @@ class _Walk:
             self._of_settled(function, space["__name__"])
             return
         if self._ran is not None and function.__code__ not in self._ran:
+            self._known.discard(id(function))  # it may be met again where all codes count
             return
         self._cells(function)
         read = _code(function.__code__)
@@ -434,6 +444,13 @@ class _Walk:
                 self.visit(getattr(builtins, name, None))
         for name, level, members in read.imported:
             self._of_import(name, level, members, space)
+
+    @contextmanager
+    def _all_codes(self, count: bool = True) -> Iterator[None]:
+        """Look at codes inside that have not run, if they ``count``: they run in a graph, as those of a surrogate."""
+        before, self._ran = self._ran, None if count else self._ran
+        yield
+        self._ran = before
 
     def _cells(self, function: types.FunctionType) -> None:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -510,7 +527,8 @@ class _Walk:
             self._of_settled_class(kind, is_made)
             return
         if is_new:
-            self._of_class(kind)
+            with self._all_codes(issubclass(kind, torch.autograd.Function)):
+                self._of_class(kind)
         if is_made and id(kind) not in self._made:
             self._made.add(id(kind))
             self._some_of_class(kind, [name for name in vars(kind) if name in _MAKE])
@@ -573,21 +591,20 @@ class _Walk:
 
     def _global(self, value: Any, paths: Collection[tuple[str, ...]]) -> None:
         """Look at a global; of a module, only at the attributes that the code names behind it."""
-        if type(value) is not types.ModuleType or () in paths:
+        held = vars(value) if type(value) is types.ModuleType else {}
+        if not all(path and path[0] in held for path in paths):
             self.visit(value)
             return
         self._identity(value)
         self.kept.append(value)
-        held = vars(value)
+        self.places.parts(value, ("__class__",))
         for name in sorted({path[0] for path in paths}):
             self.places.names(held, None, (name,))
             self.tokens.append(name)
             if isinstance(held.get(name), types.ModuleType):
                 self._global(held[name], {path[1:] for path in paths if path[0] == name})
-            elif name in held:
+            else:
                 self._member(value, name, held[name])
-            elif "__getattr__" in held:
-                self.visit(held["__getattr__"])
 
     def _of_module(self, module: types.ModuleType) -> None:
         held = vars(module)
@@ -629,15 +646,15 @@ class _Walk:
         if "numpy" in sys.modules and isinstance(value, (sys.modules["numpy"].ndarray, sys.modules["numpy"].generic)):
             self._of_array(value, kind)
             return
-        parameters = getattr(kind, "__dataclass_params__", None)
+        parameters = next((found for c in kind.__mro__ if (found := vars(c).get("__dataclass_params__"))), None)
         if parameters is None or not parameters.frozen:
             self._identity(value)
         self._class(kind)
-        held = getattr(value, "__dict__", None)
-        whole = is_whole(kind)
+        held, whole = _dict_of(value), is_whole(kind)
         if isinstance(held, dict):
             self.places.parts(value, ("__class__", "__dict__"))
-            self.attributes(held, whole)
+            with self._all_codes(kind.__module__.partition(".")[0] == "snnfast"):
+                self.attributes(held, whole)
             if isinstance(value, nn.Module) and not whole:
                 self._of_layer(held)
             if "__wrapped__" in held:
@@ -681,6 +698,13 @@ class _Walk:
 def _name_acts(name: str) -> bool:
     """Whether a function of PyTorch with this name may change a setting, a generator or a file."""
     return name not in _NO_ACTS and _ACTS_OF_TORCH(name) is not None
+
+
+def _dict_of(value: Any) -> Any:
+    try:
+        return object.__getattribute__(value, "__dict__")  # past methods of the object's own
+    except AttributeError:
+        return None
 
 
 @functools.lru_cache(4096)

@@ -394,6 +394,54 @@ def test_a_number_that_changes_is_seen(name: str) -> None:
             assert torch.equal(*(torch.autograd.grad(out.sum(), x)[0] for out in (found, wanted)))
 
 
+SURROGATES = {
+    "a function of autograd": "Spike.apply(mem - 1)",
+    "a layer of snnfast": "self.lif(mem, torch.zeros_like(mem))[0]",
+}
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_a_number_of_a_surrogate_that_changes_is_seen(name: str, counted: Counter) -> None:
+    """Its code runs in the graph, not in a call that is watched."""
+    source = """
+class Options: slope = 1.0
+class Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return (z > 0).to(z.dtype)
+    @staticmethod
+    def backward(ctx, g):
+        return g * slope_of() / (1 + ctx.saved_tensors[0].abs()) ** 2
+def slope_of():
+    return Options.slope
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(5, 4), snnfast.Leaky(beta=0.9, spike_grad=lambda x: Spike.apply(x))
+    def forward(self, x):
+        mem, out = torch.zeros(x.shape[1], 4, dtype=x.dtype), []
+        for t in range(x.size(0)):
+            mem = 0.9 * mem + self.fc(x[t])
+            out.append(SPIKE)
+        return torch.stack(out)
+""".replace("SPIKE", SURROGATES[name])
+    nets, names = [], []
+    for _ in range(2):
+        names.append(opened(source))
+        torch.manual_seed(0)
+        nets.append(names[-1]["Net"]().double())
+    snnfast.compile(nets[1])
+    for number in range(CALLS):
+        for each in names:
+            each["Options"].slope = 1.0 if number < 7 else 3.0
+        for net in nets:
+            net.zero_grad()
+            net(batch(number)).sum().backward()
+        torch.testing.assert_close(nets[1].fc.weight.grad, nets[0].fc.weight.grad)
+    assert counted.replayed
+
+
 # ---- what code does beside computing
 
 EFFECTS = {

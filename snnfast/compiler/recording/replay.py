@@ -11,6 +11,7 @@ their shapes and the like alone, as they are to a recorder: code that asks for t
 import contextlib
 import functools
 import sys
+import threading
 import types
 import weakref
 from collections import Counter
@@ -41,10 +42,17 @@ _MOST_SHAPES = 64
 _MOST_OF_A_SHAPE = 4
 """So many calls of a shape are, such as the first one, which has no states yet, and those in training and not."""
 
+_MOST_MISSES = 64
+"""A call is forgotten when so many came instead: it keeps the layers that it sees, which may be in use no more."""
+
 _PATIENCE = 8
 """So many calls that are learned and do not come again, and no more are learned."""
 
 _NUMBERS = (int, float, bool, str, bytes, complex, type(None), type(...), torch.dtype, torch.device, torch.layout)
+
+
+_NO_METHODS = {"__doc__", "__module__", "__init__", "__new__", "__repr__", "__dict__", "__weakref__", "__hash__"}
+_NO_METHODS |= {"__getattr__", "__setattr__", "__delattr__", "__init_subclass__", "__class_getitem__"}
 
 
 class NotReplayedError(Exception):
@@ -92,8 +100,8 @@ def _spelled(a: Any, now: Now) -> Any:
         now.tensors.append(a)
         return _known(a)
     if t in _NUMBERS:
-        return t, repr(a) if t is float else a
-    if t is tuple or t is torch.Size:
+        return t, repr(a) if t in (float, complex) else a
+    if t is torch.Size or _is_tuple(t):
         return t, *[_spelled(b, now) for b in a]
     if t is list or t is dict:
         entries = list(a.items()) if t is dict else list(a)
@@ -172,11 +180,18 @@ class _Seen(Places):
         super().parts(value, names)
 
     def contents(self, value: Any) -> None:
-        kind = type(value)
-        if not isinstance(value, tuple) and not is_settled(kind.__module__):
+        kind: type = type(value)
+        if not isinstance(value, tuple) and _has_methods(kind):
             raise NotElementwiseError(f"it sees an object of the type {kind.__qualname__}, with methods of its own")
         super().contents(value)
         self.containers.add(id(value))
+
+
+@functools.lru_cache(1024)
+def _has_methods(kind: Any) -> bool:
+    """Whether a class of containers has methods of the program's own in the place of Python's."""
+    of_python = {name for base in kind.__mro__ if is_settled(base.__module__) for name in vars(base)} - _NO_METHODS
+    return any(not of_python.isdisjoint(vars(c)) for c in kind.__mro__ if not is_settled(c.__module__))
 
 
 class _Watch:
@@ -238,10 +253,11 @@ class _Output:
     """A stream that tells when it is used. C code may call ``print``, which no profile shows."""
 
     def __init__(self, stream: Any, watch: _Watch) -> None:
-        self._stream, self._watch = stream, watch
+        self._stream, self._watch, self._thread = stream, watch, threading.get_ident()
 
     def __getattr__(self, name: str) -> Any:
-        self._watch.tell("it writes to the terminal")
+        if threading.get_ident() == self._thread:
+            self._watch.tell("it writes to the terminal")
         return getattr(self._stream, name)
 
 
@@ -255,6 +271,11 @@ class _Same:
         return isinstance(other, _Same) and _are_same(self.value, other.value)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _is_tuple(t: type) -> bool:
+    """Whether a type is that of tuples, or of named tuples without methods of their own."""
+    return t is tuple or (t.__bases__ == (tuple,) and hasattr(t, "_fields"))
 
 
 def _are_same(a: Any, b: Any) -> bool:
@@ -340,8 +361,7 @@ class _Reader:
         if id(a) in self._old:
             raise NotReplayedError("it hands on a list or a dictionary that was there before")
         # Others may have attributes, or a constructor of their own.
-        is_tuple = t is tuple or (isinstance(a, tuple) and t.__bases__ == (tuple,) and hasattr(t, "_fields"))
-        if not is_tuple and t is not list and t is not dict:
+        if not _is_tuple(t) and t is not list and t is not dict:
             raise NotReplayedError(f"it makes an object of the type {t.__name__}")
         if id(a) in self._containers:
             return self._containers[id(a)][1]
@@ -405,6 +425,7 @@ class Known:
         objects: Arguments of the call that are no tensors, but for the network.
 
     Attributes:
+        misses: So many calls in a row did not begin as this one.
         is_sure: It has come twice, and both times it did the same.
         codes: Those that it may run.
         old: Lists and dictionaries that it sees, by their ids.
@@ -426,6 +447,7 @@ class Known:
         self._tensors = [(t, _known(t)) for t in tensors]
         self._objects = objects  # their identities are parts of the key
         self._pattern = _pattern((*self.tensors, *taken))
+        self.misses = 0  # so many calls in a row did not begin as this one
         self._ran: Ran | None = None
         self._left: _Left | None = None
         self._sources: list[int | Tensor] = []
@@ -509,7 +531,7 @@ class Known:
 def _state(a: Any, tensors: list[Tensor]) -> Any:
     """Tell what a slot holds, and append the tensors in it to a list."""
     t = type(a)
-    if t is list or t is tuple:
+    if t is list or _is_tuple(t):
         return t, *[_state(b, tensors) for b in a]
     if t is dict:
         return t, *[(_Same(key), _state(b, tensors)) for key, b in a.items()]
@@ -522,7 +544,7 @@ def _state(a: Any, tensors: list[Tensor]) -> Any:
 
 def _containers(a: Any) -> list[Any]:
     """The lists, tuples and dictionaries in what a slot holds, and that itself."""
-    if type(a) is not list and type(a) is not tuple and type(a) is not dict:
+    if type(a) is not list and type(a) is not dict and not _is_tuple(type(a)):
         return []
     return [a, *(c for b in (a.values() if type(a) is dict else a) for c in _containers(b))]
 
@@ -633,7 +655,13 @@ class Replays:
             now = arguments(args, kwargs)
         except (NotReplayedError, RecursionError):  # a list may hold itself
             return None
-        key = torch.is_grad_enabled(), _backend.current_backend(), state_gradients.setting.value, *now.key
+        key = (
+            torch.is_grad_enabled(),
+            torch.is_anomaly_enabled(),
+            _backend.current_backend(),
+            state_gradients.setting.value,
+            *now.key,
+        )
         shape = self._shapes.get(key)
         if shape is None:
             if self.reason:
@@ -644,7 +672,10 @@ class Replays:
         for known in shape.known:
             taken = known.begins(now)
             if taken is not None:
+                known.misses = 0
                 return Attempt(self, now, shape, known, taken)
+            known.misses += 1
+        shape.known = [known for known in shape.known if known.misses < _MOST_MISSES]  # they keep what they see
         return Attempt(self, now, shape, None, [*now.tensors])
 
     def replay(self, attempt: "Attempt") -> tuple[Any] | None:
@@ -677,6 +708,12 @@ class Replays:
             attempt.moment = self._sight.look(attempt.now.objects, functools.partial(_Seen, self._ran), self._ran)
         except NotElementwiseError as error:
             self.reason = error.problem
+        except Exception as error:  # such as one of a metaclass of the program's
+            self.reason = _can_not_look(error)
+
+
+def _can_not_look(error: Exception) -> str:
+    return f"it sees what can't be looked at ({type(error).__name__}: {error})"
 
 
 def _forget(replays: Any, key: Any, _: Any) -> None:
@@ -736,8 +773,10 @@ class Attempt:
             if unread := watch.ran - codes.read:
                 raise NotReplayedError(f"it runs {unread.pop().co_qualname}, which it does not name")
             self._left = self._read(result, recorder)
-        except (NotReplayedError, ValueError, RecursionError) as error:
+        except (NotReplayedError, ValueError) as error:
             self._replays.reason = self._replays.reason or str(error)
+        except Exception as error:
+            self._replays.reason = self._replays.reason or _can_not_look(error)
 
     def _read(self, result: list[Any], recorder: Any) -> _Left:
         if _modes() != self._modes:
