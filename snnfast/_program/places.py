@@ -100,8 +100,8 @@ class Places:
         else:
             self._tensors.append((value, value._version))
 
-    def acts(self, value: Any) -> None:
-        """A function or a logger was seen that does what no object shows, such as to print."""
+    def acts(self, function: Any) -> None:
+        """A function was seen that does what no object shows, such as to print."""
 
     def warns(self, function: types.FunctionType) -> None:
         """A function was seen that logs warnings that need not come again."""

@@ -45,8 +45,8 @@ _FINDERS = ("dataclasses", operator.attrgetter, operator.methodcaller)
 _ANYTHING = {"globals", "eval", "exec", "locals", "__import__", "open", "input", "breakpoint"}
 _ANY_OBJECT = {"__globals__", "__builtins__", "__subclasses__", "f_globals", "f_locals", "f_back", "f_builtins"}
 
-# PyTorch calls these methods of a class that derives from its own.
-_CALLED = {"forward", "backward", "jvp", "vmap", "setup_context", "derivative"}
+# PyTorch and snnfast call these methods of a class that derives from their own.
+_CALLED = {"step", "forward", "backward", "jvp", "vmap", "setup_context", "derivative"}
 # Instructions behind one that puts an object on the stack.
 _READ_ATTRIBUTES = {"LOAD_ATTR", "LOAD_METHOD"}
 _OF_ATTRIBUTES = {"STORE_ATTR", "DELETE_ATTR", *_READ_ATTRIBUTES}
@@ -446,7 +446,7 @@ class _Walk:
             self._of_import(name, level, members, space)
 
     @contextmanager
-    def _all_codes(self, count: bool = True) -> Iterator[None]:
+    def _all_codes(self, count: bool) -> Iterator[None]:
         """Look at codes inside that have not run, if they ``count``: they run in a graph, as those of a surrogate."""
         before, self._ran = self._ran, None if count else self._ran
         yield

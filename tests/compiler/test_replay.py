@@ -397,11 +397,12 @@ def test_a_number_that_changes_is_seen(name: str) -> None:
 SURROGATES = {
     "a function of autograd": "Spike.apply(mem - 1)",
     "a layer of snnfast": "self.lif(mem, torch.zeros_like(mem))[0]",
+    "a neuron of one's own": "self.own(mem, torch.zeros_like(mem))[0]",
 }
 
 
 @pytest.mark.parametrize("name", SURROGATES)
-def test_a_number_of_a_surrogate_that_changes_is_seen(name: str, counted: Counter) -> None:
+def test_a_number_of_code_in_the_graph_is_seen(name: str, counted: Counter) -> None:
     """Its code runs in the graph, not in a call that is watched."""
     source = """
 class Options: slope = 1.0
@@ -415,10 +416,14 @@ class Spike(torch.autograd.Function):
         return g * slope_of() / (1 + ctx.saved_tensors[0].abs()) ** 2
 def slope_of():
     return Options.slope
+@snnfast.neuron
+def Own(x, mem, *, beta=0.5):
+    return snnfast.spike(slope_of() * x - 1, snnfast.surrogate.atan()), beta * mem
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc, self.lif = nn.Linear(5, 4), snnfast.Leaky(beta=0.9, spike_grad=lambda x: Spike.apply(x))
+        self.own = Own()
     def forward(self, x):
         mem, out = torch.zeros(x.shape[1], 4, dtype=x.dtype), []
         for t in range(x.size(0)):

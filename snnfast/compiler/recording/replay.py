@@ -128,14 +128,12 @@ class _Codes(NamedTuple):
     """The codes that a function may run.
 
     Attributes:
-        ran: Those that have run before the look.
         read: Those that were looked at.
         acting: Those that act, such as ``print``; of functions in C, the functions.
         resets: Functions that reset the layers of all networks, by their codes.
         warning: Codes that log warnings that need not come again.
     """
 
-    ran: frozenset[types.CodeType]
     read: set[types.CodeType]
     acting: set[Any]
     resets: dict[types.CodeType, Callable[[Any], None]]
@@ -145,11 +143,11 @@ class _Codes(NamedTuple):
 class _Seen(Places):
     """All places that code reads, the tensors that it sees, and the codes."""
 
-    def __init__(self, ran: frozenset[types.CodeType]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.tensors: list[Tensor] = []
         self.containers: set[int] = set()
-        self.codes = _Codes(ran, set(), set(), {}, set())
+        self.codes = _Codes(set(), set(), {}, set())
 
     def tensor(self, value: Tensor) -> None:
         self.tensors.append(value)
@@ -164,8 +162,8 @@ class _Seen(Places):
             if isinstance(inner, types.CodeType):
                 self._enter(inner)
 
-    def acts(self, value: Any) -> None:
-        self.codes.acting.add(getattr(value, "__code__", value))
+    def acts(self, function: Any) -> None:
+        self.codes.acting.add(getattr(function, "__code__", function))
 
     def warns(self, function: types.FunctionType) -> None:
         self.codes.warning.add(function.__code__)
@@ -207,7 +205,7 @@ class _Watch:
     """
 
     def __init__(self, codes: _Codes | None) -> None:
-        self._codes = codes or _Codes(frozenset(), set(), set(), {}, set())
+        self._codes = codes or _Codes(set(), set(), {}, set())
         self._inside: Any = None  # a frame whose calls are not looked at
         self.ran: set[types.CodeType] = set()
         self.acts = ""
@@ -640,7 +638,7 @@ class Replays:
         if not recorder.is_alone:
             return "it reads values, or calls what is not recorded"
         try:
-            self._sight.look(arguments(args, kwargs).objects, functools.partial(_Seen, self._ran), self._ran)
+            self._sight.look(arguments(args, kwargs).objects, _Seen, self._ran)
         except NotReplayedError as error:
             return str(error)
         except NotElementwiseError as error:
@@ -705,7 +703,7 @@ class Replays:
             self.reason = "what it sees is another each time"
             return
         try:
-            attempt.moment = self._sight.look(attempt.now.objects, functools.partial(_Seen, self._ran), self._ran)
+            attempt.moment = self._sight.look(attempt.now.objects, _Seen, self._ran)
         except NotElementwiseError as error:
             self.reason = error.problem
         except Exception as error:  # such as one of a metaclass of the program's
