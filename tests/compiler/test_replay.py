@@ -361,7 +361,7 @@ def test_lengths_that_come_again_are_replayed(counted: Counter) -> None:
     for _ in range(4):
         for T in range(5, 25):
             alike(plain, compiled, batch(T, T))
-    assert counted.replayed >= 18  # of the fourth time; two or three calls more may be made before there is a graph
+    assert counted.replayed >= 16  # of the fourth time; some calls more are made before there is a graph
 
 
 @pytest.fixture
