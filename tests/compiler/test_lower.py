@@ -6,6 +6,7 @@ from compiler.forms import after_merging, steps, tensor
 from torch import Tensor, nn
 
 import snnfast
+from snnfast.compiler.lower.kernels import use_kernels
 
 lif, fc, conv, norm = snnfast.Leaky(beta=0.5), nn.Linear(2, 3), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16)
 
@@ -68,3 +69,13 @@ normed_unroll_steps = normed_unroll_steps(movedim_1, [b_1, b_2, x_2, x_3, 0.1, 1
 getitem = normed_unroll_steps[2]
 in_usual_order = in_usual_order(getitem)
 return [in_usual_order]""")  # noqa: E501
+
+
+def test_arguments_may_have_the_names_that_pytorch_gives_them() -> None:
+    graph = torch.fx.Graph()
+    x, weight = graph.placeholder("x"), graph.placeholder("weight")
+    graph.output(graph.call_function(nn.functional.linear, (), {"weight": weight, "input": x}))
+    use_kernels(graph)
+    given = torch.rand(2, 3), torch.rand(4, 3)
+    found = torch.fx.GraphModule({}, graph)(*given)
+    torch.testing.assert_close(found, nn.functional.linear(*given))

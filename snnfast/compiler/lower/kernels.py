@@ -1,5 +1,6 @@
 """Calls that have faster kernels than PyTorch's on the CPU: convolutions, poolings, normalisations, and draws."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -44,5 +45,7 @@ for _op, _function in NODES.items():
 def use_kernels(graph: Graph) -> None:
     """Let convolutions, poolings, normalisations and draws choose their kernels at each call."""
     for node in graph.nodes:
-        if node.op == "call_function":
-            node.target = _OURS.get(node.target, node.target)
+        ours = _OURS.get(node.target) if node.op == "call_function" else None
+        # Programs may name arguments as PyTorch does: ``F.linear(input=x, ...)``.
+        if ours is not None and inspect.signature(ours).parameters.keys() >= node.kwargs.keys():
+            node.target = ours
