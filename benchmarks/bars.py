@@ -35,8 +35,8 @@ Limits = dict[str | tuple[str, str], float]
 # time of the first / that of the second. At least; at most, where the time above is one of OWN.
 # All of the CPU with two threads.
 BARS: dict[str, Limits] = {
-    # Where the last-level cache holds it all, it depends on the processor: 0.87 on AMD EPYC, 1.13 to 1.3 on a virtual
-    # machine with two cores of a large Intel Xeon.
+    # The time of copy_ depends on the processor where the last-level cache holds all of it: 0.87 of it on AMD EPYC, 1.1
+    # to 1.4 on a virtual machine with two cores of a large Intel Xeon.
     "lif [25, 128, 1000] float32, forward + backward": {
         FLOOR: 1.4, SAVED: 4.2, LOOP: 7, COMPILED: 1.8, JELLY: 7, f"{JELLY}, compiled": 1.7,
     },

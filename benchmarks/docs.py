@@ -75,6 +75,11 @@ class Result:
         return "from the 12th call of a shape on" if self._way == DEFAULT else 'traced, as with `by="tracing"`'
 
     @property
+    def recorded(self) -> str:
+        """The calls of ``snnfast.compile(net)`` in the cases that are no programs of the collection."""
+        return "later calls are replayed" if self._way == DEFAULT else "recorded at each call, as with `replay=False`"
+
+    @property
     def _way(self) -> str:
         return DEFAULT if gains_of(self.rows) else LOOPED
 
