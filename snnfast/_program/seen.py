@@ -327,7 +327,7 @@ class _Walk:
             self._identity(value)
             self._of_function(value)
         elif isinstance(value, types.ModuleType):
-            self._identity(value)
+            self._module(value)
             self._of_module(value)
         elif kind is types.CellType:
             self.places.cell(value)
@@ -595,9 +595,8 @@ class _Walk:
         if not all(path and path[0] in held for path in paths):
             self.visit(value)
             return
-        self._identity(value)
         self.kept.append(value)
-        self.places.parts(value, ("__class__",))
+        self._module(value)
         for name in sorted({path[0] for path in paths}):
             self.places.names(held, None, (name,))
             self.tokens.append(name)
@@ -605,6 +604,11 @@ class _Walk:
                 self._global(held[name], {path[1:] for path in paths if path[0] == name})
             else:
                 self._member(value, name, held[name])
+
+    def _module(self, module: types.ModuleType) -> None:
+        self._identity(module)
+        self.tokens.append(id(type(module)))
+        self.places.parts(module, ("__class__",))
 
     def _of_module(self, module: types.ModuleType) -> None:
         held = vars(module)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ways_to_read import REFUSED, SEEN, undone
 
 import snnfast
+from benchmarks import collection
+from benchmarks.peers.ours import RECORDED
 
 pytestmark = pytest.mark.filterwarnings("ignore:snnfast")
 
@@ -47,6 +49,7 @@ import sys, warnings, random, math, time, logging, io, collections
 import torch
 from torch import nn
 import snnfast
+State = collections.namedtuple("State", "mem calls")
 """
 
 
@@ -100,7 +103,9 @@ def told(value: Any) -> Any:
         return round(value, 9)
     if isinstance(value, dict):
         return {key: told(a) for key, a in value.items()}
-    return type(value)(map(told, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return type(value).__name__, [told(a) for a in value]
+    return value
 
 
 def called(net: Any, *args: Any) -> Any:
@@ -136,6 +141,8 @@ STATES = {
     "a number": ("", "self.mem = float(x.size(0))"),
     "an argument": ("", "self.mem = x"),
     "a number as a tensor": ("x = x * torch.tensor([0.5, 2.0, 1.0, 1.0, 1.0], dtype=x.dtype)", ""),
+    "a comparison with None": ("x = x if mem == None else x * 2", ""),
+    "a named tuple": ("", "self.mem = State(mem.detach(), 3)"),
     "a branch that prints": ("if x.size(0) > 1000: print('long')", ""),
     "a branch that warns": ("if x.size(0) > 1000: warnings.warn('long')", ""),
 }  # fmt: skip
@@ -445,6 +452,158 @@ class Net(nn.Module):
             net(batch(number)).sum().backward()
         torch.testing.assert_close(nets[1].fc.weight.grad, nets[0].fc.weight.grad)
     assert counted.replayed
+
+
+# Each has a number that read(x) returns and change() changes.
+LATE = {
+    "the address of a tensor": """
+first = []
+def read(x):
+    if not first:
+        first.append(id(x))
+    return 1.0 if id(x) == first[0] else 2.0
+def change(): pass
+""",
+    "the anomaly mode": """
+def read(x): return 2.0 if torch.is_anomaly_enabled() else 1.0
+def change(): torch.autograd.set_detect_anomaly(True)
+""",
+    "the dictionary of a module": """
+import types
+module = types.ModuleType("module")
+module.k = 1.0
+def read(x): return module.__dict__["k"]
+def change(): module.k = 2.0
+""",
+    "a class that is a module's": """
+import types
+module = types.ModuleType("module")
+class Other(types.ModuleType):
+    k = property(lambda self: 2.0)
+def read(x): return getattr(module, "k", 1.0)
+def change(): module.__class__ = Other
+""",
+    "a function with many names": "class Names: pass\nnames = Names()\n"
+    + "".join(f"names.a{i} = 0.0\n" for i in range(300))
+    + "k = 1.0\ndef read(x):\n"
+    + "".join(f"    names.a{i}\n" for i in range(300))
+    + """
+    from math import prod
+    import math
+    return k * prod([math.floor(1.5)])
+def change():
+    global k
+    k = 2.0
+""",
+    "an object without attributes": """
+class Config(dict):
+    __slots__ = ()
+    def __getattr__(self, name): return self[name]
+config = Config(k=1.0)
+def read(x): return config.k
+def change(): config["k"] = 2.0
+""",
+    "a long chain of objects": """
+class Link: pass
+first = last = Link()
+for _ in range(400):
+    last.next = Link()
+    last = last.next
+last.k = 1.0
+def read(x):
+    link = first
+    while hasattr(link, "next"):
+        link = link.next
+    return link.k
+def change(): last.k = 2.0
+""",
+    "a name with braces": """
+class Holder: pass
+holder = Holder()
+setattr(holder, "k{x}", 1.0)
+def read(x): return getattr(holder, "k{x}")
+def change(): setattr(holder, "k{x}", 2.0)
+""",
+    "an object that is written past its own method": """
+class Frozen:
+    __slots__ = ("k", "last")
+    def __setattr__(self, name, value): raise TypeError(name)
+frozen = Frozen()
+object.__setattr__(frozen, "k", 1.0)
+def read(x):
+    object.__setattr__(frozen, "last", x.sum())
+    return frozen.k
+def change(): object.__setattr__(frozen, "k", 2.0)
+""",
+    "the class of a named tuple": """
+State.k = 1.0
+kept = State(torch.ones(2), 1)
+def read(x): return kept.k
+def change(): State.k = 2.0
+""",
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_what_changes_late_is_seen(name: str) -> None:
+    names = opened(LATE[name])
+    lif, read = snnfast.Leaky(beta=0.9), names["read"]
+
+    def loop(x: Tensor) -> Tensor:
+        mem, out = torch.zeros(3, 5, dtype=torch.float64), []
+        for t in range(x.size(0)):
+            spk, mem = lif(x[t] * read(x), mem)
+            out.append(spk)
+        return torch.stack(out)
+
+    compiled, same = snnfast.compile(loop), batch(0, 4)
+    try:
+        for number in range(CALLS):
+            if number == 6:
+                names["change"]()
+            x = same if number < 6 else batch(number, 4)
+            assert torch.equal(compiled(x), loop(x))
+    finally:
+        torch.autograd.set_detect_anomaly(False)
+
+
+def test_a_named_tuple_that_is_given_has_a_class_that_may_change(counted: Counter) -> None:
+    names, lif = opened("State.k = 1.0"), snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor, state: Any) -> Tensor:
+        mem = state.mem
+        for t in range(x.size(0)):
+            _, mem = lif(x[t] * state.k, mem)
+        return mem
+
+    compiled = snnfast.compile(loop)
+    for number in range(CALLS):
+        names["State"].k = 1.0 if number < 7 else 2.0
+        given = batch(number), names["State"](torch.zeros(3, 5, dtype=torch.float64), 1)
+        assert torch.equal(compiled(*given), loop(*given))
+    assert counted.replayed
+
+
+@pytest.mark.parametrize("name", ["norse-cells", "step-by-step", "tabular", "muscles", "subclass"])
+def test_programs_of_libraries_are_replayed(name: str, counted: Counter) -> None:
+    """Norse's cells, SpikingJelly's and snnTorch's resets, snnTorch's own layers, and classes derived from them."""
+    if name not in collection.programs():
+        pytest.skip("its library is not installed")
+    assert not list(collection.differences(collection.programs()[name], 4, 3, calls=9, how=RECORDED))
+    assert counted.replayed
+
+
+def test_layers_that_are_replaced_are_freed(monkeypatch: pytest.MonkeyPatch, counted: Counter) -> None:
+    monkeypatch.setattr("snnfast.compiler.recording.replay._MOST_MISSES", 2)
+    net, refs = networks()[1], []
+    for _ in range(3):
+        net.fc = nn.Linear(5, 4).double()
+        refs.append(weakref.ref(net.fc))
+        for number in range(CALLS):
+            net(batch(number))
+    gc.collect()
+    assert counted.replayed
+    assert [ref() is None for ref in refs] == [True, True, False]
 
 
 # ---- what code does beside computing

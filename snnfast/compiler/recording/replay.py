@@ -102,6 +102,8 @@ def _spelled(a: Any, now: Now) -> Any:
     if t in _NUMBERS:
         return t, repr(a) if t in (float, complex) else a
     if t is torch.Size or _is_tuple(t):
+        if hasattr(t, "_fields"):
+            now.objects.append(t)  # the class of a named tuple may hold numbers
         return t, *[_spelled(b, now) for b in a]
     if t is list or t is dict:
         entries = list(a.items()) if t is dict else list(a)
@@ -630,7 +632,9 @@ class Replays:
         self._sight = Sight(function, whole=True)
         self._shapes: dict[Any, _Shape] = {}
         self._in_vain = 0  # so many were learned, and another call came instead
-        self._ran: frozenset[types.CodeType] = frozenset()  # the codes of the program that have run
+        self._ran: frozenset[types.CodeType] | None = (
+            None  # the codes of the program that have run, once one is watched
+        )
         self.reason = ""
 
     def why_not(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], recorder: Any) -> str:
@@ -638,7 +642,10 @@ class Replays:
         if not recorder.is_alone:
             return "it reads values, or calls what is not recorded"
         try:
-            self._sight.look(arguments(args, kwargs).objects, _Seen, self._ran)
+            objects = arguments(args, kwargs).objects
+            if self._ran is None:
+                return "a profiler is active"
+            self._sight.look(objects, _Seen, self._ran)
         except NotReplayedError as error:
             return str(error)
         except NotElementwiseError as error:
@@ -667,14 +674,13 @@ class Replays:
             if len(self._shapes) >= _MOST_SHAPES:
                 del self._shapes[next(iter(self._shapes))]
             shape = self._shapes[key] = _Shape(now.root, functools.partial(_forget, weakref.ref(self), key))
+        found, taken = None, [*now.tensors]
         for known in shape.known:
-            taken = known.begins(now)
-            if taken is not None:
-                known.misses = 0
-                return Attempt(self, now, shape, known, taken)
             known.misses += 1
-        shape.known = [known for known in shape.known if known.misses < _MOST_MISSES]  # they keep what they see
-        return Attempt(self, now, shape, None, [*now.tensors])
+            if found is None and (tensors := known.begins(now)) is not None:
+                found, taken, known.misses = known, tensors, 0
+        shape.known = [known for known in shape.known if known.misses < _MOST_MISSES]
+        return Attempt(self, now, shape, found, taken)
 
     def replay(self, attempt: "Attempt") -> tuple[Any] | None:
         known = attempt.known
@@ -685,9 +691,9 @@ class Replays:
             self._in_vain = 0
         return found
 
-    def enter(self, ran: set[types.CodeType]) -> bool:
+    def enter(self, ran: frozenset[types.CodeType]) -> bool:
         """Enter the codes that a call has run. Returns whether there are new ones."""
-        before, self._ran = self._ran, self._ran | ran
+        before, self._ran = self._ran, ran | (self._ran or frozenset())
         self._in_vain += (is_new := self._ran != before)
         return is_new
 
@@ -696,7 +702,7 @@ class Replays:
         if not attempt.shape.is_planned or self.reason:
             return
         attempt.is_watched = attempt.known is None or not attempt.known.is_sure
-        if attempt.known is not None or not self._ran:
+        if attempt.known is not None or self._ran is None:
             return
         self._in_vain += any(not known.is_sure for known in attempt.shape.known)
         if self._in_vain > _PATIENCE:
@@ -765,7 +771,7 @@ class Attempt:
             recorder: The recorder, whose record is all that the call has done.
         """
         codes, watch = self._codes, self._watch
-        if watch is None or self._replays.enter(watch.ran) or codes is None or not recorder.is_alone:
+        if watch is None or self._replays.enter(frozenset(watch.ran)) or codes is None or not recorder.is_alone:
             return
         try:
             if unread := watch.ran - codes.read:
