@@ -9,13 +9,16 @@ own (:class:`Context`).
 
 import contextlib
 import operator
-from typing import Any
+from collections.abc import Sequence
+from types import EllipsisType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._ops import HigherOrderOperator
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import (
+    disable_proxy_modes_tracing,
     get_proxy_mode,
     make_fx,
     track_tensor_tree,
@@ -31,16 +34,20 @@ from snnfast.compiler.calls import (
     fake_mode_of,
     is_step,
     is_view_made_leaf,
+    literal,
     name_of,
     storage_of,
     tensors_in,
     tensors_of,
+    updates_statistics,
     value,
 )
 from snnfast.compiler.context import BLOCKS, ENTER_INFERENCE, Context
 from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.functions import only_computes
 from snnfast.compiler.recording.functions import Applied
+from snnfast.compiler.recording.kinds import Hole
+from snnfast.compiler.recording.later import like_of
 
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
 _TRACED = ("torch", "_operator", "operator", "math", "builtins", "None")  # modules whose functions end in ATen calls
@@ -148,7 +155,10 @@ class _Running(Interpreter):
         self.needs_grad: list[bool] = []
         self._outside: list[Context] = []  # of the blocks that are entered
         self._known = _known_numbers(gm)
+        mode = fake_mode_of([n.meta.get("example_value") for n in gm.graph.nodes])
+        self._sizes_vary = mode is None or mode.shape_env is not None
         self._modules: dict[int, str] = {}
+        self._spellings: dict[Any, _Spelling | None] = {}
         inputs = [n.meta["example_value"] for n in gm.graph.nodes if n.op == "placeholder"]
         self._views = [(t, t._version) for t in inputs if isinstance(t, Tensor) and is_view_made_leaf(t)]
 
@@ -165,11 +175,24 @@ class _Running(Interpreter):
         given = self.fetch_args_kwargs_from_env(n) if n.op.startswith("call") else ()
         tracked = self._tracer.tensor_tracker
         before = [(t, tracked.get(t)) for t in tensors_in(given)]
-        found = self._switched(n) if self._is_switch(n) else super().run_node(n)
+        key = self._key(n, given) if all(of is not None for _, of in before) else None
+        spelling = self._spellings.get(key)
+        if spelling is not None:
+            found = self._spelled(spelling, [t for t, _ in before])
+        else:
+            found = self._switched(n) if self._is_switch(n) else super().run_node(n)
+        with torch._C.DisableTorchFunction():  # else the mode that records sees each attribute that is read
+            return self._recorded(n, given, found, last, before, key)
+
+    def _recorded(self, n: Node, given: Any, found: Any, last: Node | None, before: Any, key: Any) -> Any:
+        """Look at the nodes that a call has made behind ``last``. Returns what the call returns."""
+        tracked = self._tracer.tensor_tracker
         if any(t._version != version for t, version in self._views):
             # Of fake tensors, PyTorch can't tell the gradient of another view of the memory that was changed.
             raise RefusedError("it changes an input that requires a gradient, and is a view of a tensor that does not")
         made = self._since(last)
+        if key is not None and key not in self._spellings:
+            self._spellings[key] = _spelling_of(made, found, before, tracked)
         if not any(map(changed, made)):
             # A call may return a tensor that it was given, as ``contiguous`` and ``broadcast_tensors`` do. The tensor
             # stays the result of the call that made it.
@@ -193,6 +216,38 @@ class _Running(Interpreter):
             self._tracer.graph.erase_node(made[0])
             return before[0][0]
         return found
+
+    # ---- calls like an earlier one
+
+    def _key(self, n: Node, given: Any) -> Any:
+        """The key of the calls that are spelled alike; ``None``: this one is traced."""
+        if not n.op.startswith("call") or n.op == "call_module" or self._sizes_vary or self.context.blocks:
+            return None
+        leaves, spec = pytree.tree_flatten(given)
+        numbers: dict[int, int] = {}
+        key: list[Any] = []
+        with torch._C.DisableTorchFunction():
+            for a in leaves:
+                if isinstance(a, Tensor):
+                    key.append((numbers.setdefault(id(a), len(numbers)), like_of(a)))
+                elif isinstance(a, (*_DATA, slice, EllipsisType)):
+                    key.append(literal(a))
+                else:
+                    return None
+        return n.op, n.target, self.context.grad, spec, *key
+
+    def _spelled(self, spelling: "_Spelling", given: Sequence[Tensor]) -> Tensor:
+        """Record the calls of an earlier one again. To trace them takes several times as long."""
+        tracer = self._tracer
+        found: list[Tensor] = list(given)
+        with torch._C.DisableTorchFunction(), disable_proxy_modes_tracing():
+            for target, args, kwargs in spelling.calls:
+                args, kwargs = pytree.tree_map_only(Hole, lambda a: found[a.number], (args, kwargs))
+                found.append(target(*args, **kwargs))
+                args, kwargs = pytree.tree_map_only(Tensor, tracer.unwrap_proxy, (args, kwargs))
+                proxy = tracer.create_proxy("call_function", target, args, kwargs)
+                track_tensor_tree(found[-1], proxy, constant=None, tracer=tracer)
+        return found[spelling.result]
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is as_leaf:
@@ -313,6 +368,40 @@ def _known_numbers(gm: GraphModule) -> dict[Node, int | float | bool]:
             kind = bool if dtype == torch.bool else float if dtype.is_floating_point else int
             found |= dict.fromkeys(numbers, kind(made.target is torch.ones))
     return found
+
+
+class _Spelling(NamedTuple):
+    """A call of the program as ATen calls that return one tensor each.
+
+    Attributes:
+        calls: Operators with their arguments. A :class:`Hole` has the number of an argument of the call, or, behind
+            these, of a result.
+        result: The number of what the call returns.
+    """
+
+    calls: list[tuple[OpOverload, Any, Any]]
+    result: int
+
+
+def _spelling_of(
+    made: Sequence[Node], found: Any, given: Sequence[tuple[Tensor, Any]], tracked: Any
+) -> _Spelling | None:
+    """How a call was spelled that made these nodes, newest first; ``None``: calls like it are traced."""
+    places = {of.proxy.node: Hole(i) for i, (_, of) in enumerate(given) if of is not None}
+    calls = []
+    for i, node in enumerate(reversed(made)):
+        target: Any = node.target
+        is_one = isinstance(target, OpOverload) and isinstance(node.meta.get("val"), Tensor)
+        # What changes its first argument and returns it is the argument's node from then on.
+        in_place = name_of(target).endswith("_") and changed(node) == [node.args[0]]
+        known = is_one and (in_place or updates_statistics(node) or not changed(node))
+        if not known or not places.keys() >= set(node.all_input_nodes):
+            return None
+        calls.append((target, *pytree.tree_map_only(Node, places.__getitem__, (node.args, dict(node.kwargs)))))
+        places[node] = Hole(len(given) + i)
+    if not isinstance(found, Tensor) or found not in tracked or tracked[found].proxy.node not in made:
+        return None
+    return _Spelling(calls, places[tracked[found].proxy.node].number)
 
 
 _KEEP = object()

@@ -1,8 +1,18 @@
-"""dynamo's graph as ATen calls."""
+"""The graph of a loop as ATen calls."""
 
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 from compiler.forms import after, steps, tensor
-from torch import Tensor
+from compiler.internals import Recorded
+from torch import Tensor, nn
+
+from snnfast.compiler import aten
+
+RUNNING: Any = aten._Running
 
 
 def test_each_call_has_one_spelling() -> None:
@@ -34,3 +44,54 @@ add = add(mul, 1) under autocast
 mul_1 = mul(x_1, 2) under no_grad
 add_1 = add(mul_1, 1) under autocast
 return [add, add_1]""")
+
+
+CHANGES = nn.BatchNorm1d(3)
+LINEAR = nn.Linear(3, 3)
+
+
+def changes(xs: Tensor) -> Tensor:
+    state, found = torch.zeros(4, 3), []
+    for x in xs:
+        state = state * 0.9 + CHANGES(LINEAR(x))
+        state += nn.functional.softplus(state.flatten(1)).view(4, 3)
+        first, *others = state.split(1, 1)
+        found.append(torch.cat([first, *others], 1).contiguous() - 1.0)
+    return torch.stack(found)
+
+
+def draws(xs: Tensor) -> Tensor:
+    state, found = torch.zeros(4, 3), []
+    for x in xs:
+        with torch.no_grad():
+            kept = nn.functional.dropout(x, 0.5)
+        state = nn.functional.dropout(state, 0.5, training=False) * 0.5 + nn.functional.dropout(kept * LINEAR.weight[0])
+        found.append(state.gt(0.5).to(x.dtype) * state)
+        found[-1].mul_(2)
+    return torch.stack(found)
+
+
+def counted(calls: Counter[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: Any, target: Any, *given: Any) -> Any:
+        calls[str(target)] += 1
+        return function(self, target, *given)
+
+    return call
+
+
+@pytest.mark.parametrize("function", [changes, draws])
+def test_a_call_like_an_earlier_one_is_spelled_as_that_one(
+    function: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not traced again. The graph must be the one that is traced."""
+    xs, traced = torch.rand(6, 4, 3), []
+    for spells in (True, False):
+        calls = Counter[str]()
+        monkeypatch.setattr(RUNNING, "call_function", counted(calls, RUNNING.call_function))
+        if not spells:
+            monkeypatch.setattr(RUNNING, "_key", lambda *_: None)
+        traced.append((Recorded(function, "").explain(xs)[0].graphs[0].stages["aten"], calls.total()))
+        monkeypatch.undo()
+    (found, few), (wanted, all_calls) = traced
+    assert found == wanted
+    assert few < all_calls / 2

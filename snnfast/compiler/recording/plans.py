@@ -31,11 +31,17 @@ from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, quiet
 from snnfast.compiler.recording.lines import Lines
 from snnfast.compiler.report import GraphReport
 
-_FIRST = 8
+_FIRST = 6
 """The first number of steps that a graph is made for."""
 
 _ODD_STEPS = 3
 """So many steps may be apart from those of a loop."""
+
+_FEW = 20
+"""A loop that always has so many steps, or more, is longer than one over time that a graph is made for."""
+
+_NEAR = range(-1, 2)
+"""The numbers around one that follows from the steps: a part of a loop may have one step more or less."""
 
 
 class _IsAlsoSizeError(UnknownFormError):
@@ -122,25 +128,31 @@ class _Numbers:
     """Numbers of steps that are told from all numbers of a program, and from one another."""
 
     def __init__(self, form: Form) -> None:
-        self._form, self._taken = form, form.numbers() | {n for like, n in form.like if like is None}
+        self._form = form
+        self._constant = {n for like, n in form.like if like is None}  # loops of the same steps at any number of others
+        # Its own steps would not show a size that is equal to them, and does not follow from them.
+        self._taken = form.numbers() | set(form.steps) | self._constant
 
     def draw(self) -> list[int]:
         """Numbers of steps, and a size of a batch, that were not drawn before."""
         found: list[int] = []
-        taken = set(self._taken)
         for i, (like, extra) in enumerate(self._form.like):
-            found.append(extra if like is None else self._free(i, taken) if like == i else found[like] + extra)
+            found.append(extra if like is None else self._free(i, found) if like == i else found[like] + extra)
         self._taken.update(found)
         return found
 
-    def _free(self, i: int, taken: set[int]) -> int:
-        is_batch = i == len(self._form.runs)
-        n = max(_FIRST, self._form.steps[i]) if is_batch else _FIRST
-        factors = {size.factor for size in self._form.sizes if size.run == i} | {1}
-        near = range(-_ODD_STEPS, _ODD_STEPS + 1)  # a loop, or one like it, may have so many steps more or less
-        while not taken.isdisjoint(factor * n + more for factor in factors for more in near):
+    def _free(self, i: int, drawn: list[int]) -> int:
+        """A number behind those of the loops before: a graph may follow from the order of their lengths."""
+        loops = {n for n in self._constant if n < _FEW} | (set(drawn) - self._constant)
+        n = max([_FIRST, *(n + _ODD_STEPS + 1 for n in loops)])
+        if i == len(self._form.runs):
+            n = max(n, self._form.steps[i])  # a batch
+        of_it = {(size.factor, size.more + more) for size in self._form.sizes if size.run == i for more in _NEAR}
+        of_it |= {(1, more) for more in _NEAR}
+        while not self._taken.isdisjoint(factor * n + more for factor, more in of_it) or any(
+            abs(n - constant) <= _ODD_STEPS for constant in self._constant
+        ):
             n += 1
-        taken.update(factor * n + more for factor in factors for more in near)
         return n
 
 
