@@ -244,7 +244,10 @@ class Choice:
         if recorder.asks_again:  # the next call shows whether there is a plan
             return
         self._in_vain[grad] += 1
-        if self._in_vain[grad] >= self._patience[grad] and (self._traced is None or recorder.is_refused):
+        if self._in_vain[grad] < self._patience[grad]:
+            return
+        self._graphs.clear()  # tracing makes its own
+        if self._traced is None or recorder.is_refused:
             self._as_it_is.add(grad)
             left = [f"{layer or 'it'}: {reason}" for layer, reason in self._left.items()]
             reasons = list(dict.fromkeys([*left, *recorder.reasons]))

@@ -446,6 +446,18 @@ def test_a_graph_for_any_number_of_steps_serves_new_ones_whatever_it_has_cost(mo
     assert [plan for plan in compiled.plans if isinstance(plan, str)] == []
 
 
+def test_lengths_that_were_recorded_in_vain_are_traced_only_if_calls_can_pay_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _graphs_are_dear(monkeypatch)
+    compiled, told = snnfast.compile(prints_each), []
+    for _ in range(2):
+        for T in range(5, 10):
+            told += call(compiled, currents(T))
+    assert traced() == 1
+    assert any("runs as it is where its sizes are new" in message for message in told)
+
+
 def in_float64(x: Tensor) -> Tensor:
     mem, rec = torch.zeros_like(x[0]), []
     for step in x:
