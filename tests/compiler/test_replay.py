@@ -163,7 +163,7 @@ def test_training_replays(counted: Counter) -> None:
         alike(*nets, batch(number))
         for optimizer in optimizers:
             optimizer.step()
-    assert counted.replayed == CALLS - 4
+    assert counted.replayed == CALLS - 4, counted.reasons
 
 
 def test_calls_of_several_shapes_and_modes(counted: Counter) -> None:
@@ -261,8 +261,45 @@ def test_networks_of_a_function_are_freed(counted: Counter) -> None:
         refs += [weakref.ref(net), weakref.ref(net.fc)]
     del net
     gc.collect()
-    assert counted.replayed == 3 * (CALLS - 3) - 1  # the first network shows which code runs
+    assert counted.replayed == 3 * (CALLS - 3) - 1, counted.reasons  # the first network shows which code runs
     assert all(ref() is None for ref in refs)
+
+
+class Garbage:
+    """Garbage whose end runs code of the program, another one each time."""
+
+    def __init__(self, number: int) -> None:
+        self.itself = self
+        self.ends = eval(f"lambda: print('number {number}')", {"print": ENDED.append})
+
+    def __del__(self) -> None:
+        self.ends()
+
+
+ENDED: list[str] = []
+
+
+def test_code_that_a_garbage_collection_runs_is_no_part_of_a_call(counted: Counter) -> None:
+    def layer(x: Tensor) -> Any:
+        mem, many = None, [[x_t] for x_t in x for _ in range(2000)]
+        for (x_t,) in many[::2000]:
+            mem = torch.tanh(x_t) if mem is None else torch.tanh(0.9 * mem + x_t)
+        return mem
+
+    def watches(phase: str, _: object) -> None:
+        ENDED.append(phase)
+
+    compiled = snnfast.compile(layer)
+    gc.callbacks.append(watches)
+    try:
+        for number in range(CALLS):
+            Garbage(number)
+            ENDED.clear()
+            compiled(batch(number))
+            assert f"number {number}" in ENDED or counted.replayed
+    finally:
+        gc.callbacks.remove(watches)
+    assert counted.replayed == CALLS - 4, counted.reasons
 
 
 # ---- what changes between calls
@@ -343,7 +380,7 @@ def test_what_changes_between_calls_is_seen(change: Callable[..., None], counted
     for number in range(5):
         alike(plain, compiled, batch(number))
     before = counted.replayed
-    assert before
+    assert before, counted.reasons
     for net, of_net in zip((plain, compiled), names, strict=True):
         change(net, of_net)
     for number in range(5, 10):
@@ -789,7 +826,7 @@ def test_a_reset_of_all_networks_is_replayed(counted: Counter) -> None:
             found.append((*others, result, *states))
         torch.testing.assert_close(*found)
         assert not any(state.any() for state in found[1][-4:])
-    assert counted.replayed == CALLS - 4
+    assert counted.replayed == CALLS - 4, counted.reasons
 
 
 def test_the_code_runs_at_each_call_on_request(counted: Counter) -> None:

@@ -10,6 +10,7 @@ their shapes and the like alone, as they are to a recorder: code that asks for t
 
 import contextlib
 import functools
+import gc
 import sys
 import threading
 import types
@@ -209,6 +210,7 @@ class _Watch:
     def __init__(self, codes: _Codes | None) -> None:
         self._codes = codes or _Codes(set(), set(), {}, set())
         self._inside: Any = None  # a frame whose calls are not looked at
+        self._collects = False
         self.ran: set[types.CodeType] = set()
         self.acts = ""
         self.resets: list[tuple[Callable[[Any], None], Any]] = []
@@ -217,16 +219,29 @@ class _Watch:
         self._outputs = [(name, getattr(sys, name)) for name in ("stdout", "stderr") if getattr(sys, name) is not None]
         for name, stream in self._outputs:
             setattr(sys, name, _Output(stream, self))
+        gc.callbacks.insert(0, self._look_away)  # before the callbacks of others, whose code would be seen
+        gc.callbacks.append(self._look_again)
         sys.setprofile(self._see)
 
     def __exit__(self, *error: object) -> None:
         sys.setprofile(None)
+        gc.callbacks.remove(self._look_away)
+        gc.callbacks.remove(self._look_again)
         for name, stream in self._outputs:
             if type(getattr(sys, name)) is _Output:  # the call may have put another one there
                 setattr(sys, name, stream)
 
+    def _look_away(self, phase: str, _: object) -> None:
+        """Look away while garbage is collected: what runs then is no part of the call."""
+        self._collects |= phase == "start"
+
+    def _look_again(self, phase: str, _: object) -> None:
+        self._collects &= phase == "start"
+
     def _see(self, frame: Any, event: str, function: Any) -> None:
         codes = self._codes
+        if self._collects:
+            return
         if self._inside is not None:
             if event == "return" and frame is self._inside:
                 self._inside = None
@@ -246,7 +261,8 @@ class _Watch:
                 self.ran.add(code)
 
     def tell(self, acts: str) -> None:
-        self.acts = self.acts or acts
+        if not self._collects:
+            self.acts = self.acts or acts
 
 
 class _Output:
