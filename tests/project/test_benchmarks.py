@@ -213,7 +213,7 @@ def test_a_program_that_fails_or_differs_is_a_row_that_says_why(monkeypatch):
         return step
 
     monkeypatch.setattr(timing, "_step", fails_for_others)
-    monkeypatch.setattr(timing, "differences", lambda *args, how: ["call 0: it differs"] if how == LOOPED else [])
+    monkeypatch.setattr(timing, "differences", lambda *args, how, **_: ["call 0: it differs"] if how == LOOPED else [])
     rows = {row.peer: row for row in timing.measure(program, [DEFAULT, LOOPED, LOOP], 0.0)}
     assert rows[DEFAULT].problem == "failed: ValueError: other sizes"
     assert rows[DEFAULT].median is None

@@ -23,7 +23,7 @@ SMALL_EVENTS = {"SIDE": 12, "NUM_STEPS": 8}
 # Name, arguments, constants; what is printed last, and between which bounds it is when the example works.
 TRAINED = [
     ("tutorial5", ["--epochs", "4"], DIGITS, {ACCURACY: (0.7, 1)}),
-    ("convolution", ["--iterations", "40"], SMALL_CONVOLUTION, {ACCURACY: (0.5, 1)}),
+    ("convolution", ["--iterations", "40"], SMALL_CONVOLUTION, {ACCURACY: (0.4, 1)}),  # chance is one in ten
     ("regression", ["--iterations", "100"], {}, {r"largest distance from the curve: (\S+)$": (0, 0.3)}),
     ("population", ["--epochs", "8"], {"BATCH_SIZE": 64},
      {r"test accuracy: (\S+) with one": (0.3, 0.9), r"(\S+) with fifty": (0.8, 1)}),
