@@ -12,7 +12,7 @@ from . import base, collection, public, report
 from .bars import OF_ITSELF, Bar, judge, judge_collection
 from .collection import timing
 from .peers import PEERS
-from .peers.ours import DEFAULT, LOOPED, NUMBERS, OURS, PRODUCTS
+from .peers.ours import NUMBERS, OURS
 from .peers.snntorch_loop import LOOP
 from .registry import TUTORIAL5, Case, suites
 from .runner import FAILED, Row, run_case
@@ -93,22 +93,17 @@ def run(args: argparse.Namespace) -> list[Bar]:
 def plan_to_store(device: torch.device) -> Plan:
     """Cases with their peers; of the networks, only tutorial 5 also under torch.compile, which takes minutes."""
     cases = [case for known in suites(device.type).values() for case in known if case.quick or case.stored]
-    plan: dict[Case, Sequence[str]] = {case: peers_of(case, case == TUTORIAL5, device) for case in cases}
-    if device.type == "cpu" and PEERS[LOOP].missing(device) is None:
-        plan |= dict.fromkeys(collection.cases(), (DEFAULT, LOOP, LOOPED, PRODUCTS))
-    return plan
+    return {case: peers_of(case, case == TUTORIAL5, device) for case in cases}
 
 
 def store(args: argparse.Namespace) -> list[Bar]:
-    """All that README and the docs show, into one file for each machine."""
+    """All that README and the docs show beside the collection, ``lengths`` and others' networks, into one file."""
     device = _device(args)
     plan = plan_to_store(device)
     header = _header(plan, device)
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"{name_of(header)}.json"
-    rows, bars = measure_all(plan, (), device, args, file, header)
-    report.print_gains(rows)
-    bars += judge_collection(rows)
+    _, bars = measure_all(plan, (), device, args, file, header)
     print(f"wrote {file}\n")
     return bars
 
