@@ -42,7 +42,10 @@ _MOST_SHAPES = 1000
 """So many are known at a time."""
 
 _FIRST = 4
-"""So many graphs of a function are made, whatever they cost: of a first call, later ones, evaluation, another batch."""
+"""So many graphs of a function are made at first: of a first call, later ones, evaluation, another batch."""
+
+_AT_FIRST = 10.0
+"""They are made until they have cost so many seconds."""
 
 _FREE = 2.0
 """So many seconds more ones may have cost at first, with those."""
@@ -102,7 +105,8 @@ class _Account:
     @property
     def allows(self) -> bool:
         """Whether another graph may be made."""
-        return self.graphs < _FIRST or self.cost <= max(_FREE, _SHARE * self.taken)
+        free = _AT_FIRST if self.graphs < _FIRST else _FREE
+        return self.cost <= max(free, _SHARE * self.taken)
 
     def __str__(self) -> str:
         return f"its graphs took {self.cost:.0f} s to make, and its calls {self.taken:.0f} s"

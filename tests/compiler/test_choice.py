@@ -409,13 +409,14 @@ def divided(x: Tensor) -> Tensor:
     return torch.stack(rec)
 
 
-def _graphs_are_dear(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_FREE", "_SHARE", "_FIRST"):
+def _graphs_are_dear(monkeypatch: pytest.MonkeyPatch, limit: str = "_FIRST") -> None:
+    for name in ("_FREE", "_SHARE", limit):
         monkeypatch.setattr(f"{CHOICE}.{name}", 0)
 
 
-def test_graphs_that_cost_more_than_calls_can_pay_for_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    _graphs_are_dear(monkeypatch)
+@pytest.mark.parametrize("limit", ["_FIRST", "_AT_FIRST"])
+def test_graphs_that_cost_more_than_calls_can_pay_for_are_not_made(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    _graphs_are_dear(monkeypatch, limit)
     compiled, told = ByRecording(divided), []
     compiled.__wrapped__ = divided  # type: ignore[attr-defined]
     for _ in range(2):
