@@ -107,7 +107,9 @@ class Kind:
 
     def tells(self, other: "Kind") -> bool:
         """Whether all that is known of it is known of another kind of the same call."""
-        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__ if name not in _ARGUMENTS)
+        return all(
+            getattr(self, name) == getattr(other, name) for name in self.__slots__ if name not in ("args", "kwargs")
+        )
 
     def tensors_of(self, found: Any) -> list[Tensor]:
         """The tensors among what a call has returned."""
@@ -125,9 +127,6 @@ class Kind:
         given = list(leaves)
         args = tuple([_filled(a, given) for a in self.args])
         return args, {name: _filled(a, given) for name, a in self.kwargs.items()}
-
-
-_ARGUMENTS = "args", "kwargs"
 
 
 def _filled(a: Any, given: list[Any]) -> Any:
@@ -222,7 +221,7 @@ class Kinds(dict[Any, Kind]):
             return self._find(func, args, kwargs, grad, modes, ambient, holes)
 
     def _find(self, func: Any, args: Any, kwargs: Any, grad: bool, modes: Any, ambient: Any, holes: Any) -> Kind:
-        """PyTorch's own tensors without values know most functions, too, and tell their results ten times as fast.
+        """PyTorch's own tensors without values know most functions, too, and tell their results in less time.
 
         They are asked where they have told what fake tensors tell of a call that differs by its sizes alone.
         """

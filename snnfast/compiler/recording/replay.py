@@ -648,9 +648,8 @@ class Replays:
         self._sight = Sight(function, whole=True)
         self._shapes: dict[Any, _Shape] = {}
         self._in_vain = 0  # so many were learned, and another call came instead
-        self._ran: frozenset[types.CodeType] | None = (
-            None  # the codes of the program that have run, once one is watched
-        )
+        # The codes of the program that have run, once a call was watched.
+        self._ran: frozenset[types.CodeType] | None = None
         self.reason = ""
 
     def why_not(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], recorder: Any) -> str:
