@@ -23,8 +23,8 @@ OTHERS := $(VENV)/others
 # A second compiler: it evaluates and optimises in another order, and what is right does not depend on that.
 CLANG ?= clang++-19
 CLANG_TESTS := $(addprefix tests/,core/test_cpu_backend.py images/test_batch_norm.py images/test_convolutions.py \
-	images/test_image_kernels.py program/test_program.py spikes/test_linear.py unroll/test_kernels.py \
-	unroll/test_lengths.py unroll/test_saved.py)
+	images/test_image_kernels.py images/test_winograd.py program/test_program.py spikes/test_linear.py \
+	unroll/test_kernels.py unroll/test_lengths.py unroll/test_saved.py)
 # SAFEPATH: Python would otherwise find the package of this folder first.
 OF_CLANG := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/clang/lib:$(CURDIR):$(CURDIR)/tests
 

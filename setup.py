@@ -46,6 +46,8 @@ INSTRUCTION_SETS = {
     "avx2": (["-march=x86-64-v3"], "avx2 bmi1 bmi2 f16c fma abm movbe"),
     "baseline": (["-Os"], ""),
 }
+# Compiled once for each instruction set, besides those of the neurons.
+KERNELS = "spikes/events", "spikes/convolution", "images/pooling", "images/winograd", "norm/kernels", "program/kernels"
 NEURONS = sorted(path.stem for path in (ROOT / "csrc/neurons").glob("*.h"))
 
 # No contraction to fused multiply-add: it would round membranes differently from PyTorch. g++ vectorises the threshold
@@ -443,12 +445,13 @@ def write_ninja(path: Path, output: Path) -> None:
         ("csrc/cpu/memory/system.cpp", "cpu_system", []),
         *((f"csrc/cpu/spikes/{name}.cpp", f"spikes_{name}", []) for name in ("connected", "conv2d", "linear")),
         ("csrc/cpu/images/pool2d.cpp", "pool2d", []),
+        ("csrc/cpu/images/winograd_conv2d.cpp", "winograd_conv2d", []),
         *((f"csrc/cpu/norm/{name}.cpp", f"norm_{name}", []) for name in ("batch_norm", "neurons")),
         ("csrc/op/norm_ops.cpp", "norm_ops", []),
         ("csrc/op/program.cpp", "program", []),
     ]
     for isa, flags in sets.items():
-        for file in ("spikes/events", "spikes/convolution", "images/pooling", "norm/kernels", "program/kernels"):
+        for file in KERNELS:
             name = f"cpu_{file.replace('/', '_')}_{isa}"
             objects.append((f"csrc/cpu/{file}.cpp", name, [f"-DSNN_ISA={isa}", *flags]))
     for neuron in NEURONS:

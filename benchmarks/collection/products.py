@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-OURS = ("event_conv2d", "event_conv2d_weight", "spikes_linear", "spikes_linear_weight")
+OURS = ("event_conv2d", "event_conv2d_weight", "spikes_linear", "spikes_linear_weight", "winograd_conv2d")
 
 
 class _Products(TorchDispatchMode):

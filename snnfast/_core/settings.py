@@ -160,22 +160,22 @@ events = Setting("events", _events_of_environment())
 
 
 def use_events(wanted: bool) -> Choice[bool]:
-    """Choose, for all threads, whether spikes are passed as bits to the ``Linear`` after them.
+    """Choose, for all threads, whether products and convolutions of spikes have kernels of their own, or are PyTorch's.
 
     As a statement it holds from now on. As a context or as a decorator it holds inside the block or the function.
 
     If only a linear layer reads the spikes of a neuron layer, the CPU kernels can pass them on as one bit each. This
     happens in :class:`MultiStep`, in a compiled loop, and with the ``weight`` of :func:`snnfast.functional.lif`. The
     product then visits only the neurons that spiked, and neither the spikes nor their gradient are ever written as
-    numbers. Convolutions of few spikes in :class:`MultiStep` also visit only the spikes. Calls of fewer than 256 rows
-    (samples times steps) use numbers.
+    numbers. Calls of fewer than 256 rows (samples times steps) use numbers. Convolutions of few spikes in
+    :class:`MultiStep` also visit only the spikes, and large ones of many are computed by Winograd's method.
 
     Results are the same as with numbers, up to the order of the sums. There is one exception: a weight or a gradient
     that is not finite has no effect where there is no spike. With numbers, its product with 0 would be NaN.
 
     Args:
-        wanted: ``True``: bits, the default. ``False``: write the spikes as numbers, and use PyTorch's dense product.
-            The environment variable ``SNNFAST_EVENTS=0`` makes this the first choice.
+        wanted: ``True``: bits, the default. ``False``: write the spikes as numbers, and use PyTorch's dense product
+            and its convolutions. The environment variable ``SNNFAST_EVENTS=0`` makes this the first choice.
 
     Raises:
         TypeError: ``wanted`` is not a bool.

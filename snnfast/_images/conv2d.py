@@ -1,6 +1,7 @@
 """Convolutions of spikes: where few are not zero, a kernel adds up the weights that these reach, and no others.
 
-Where there are many, PyTorch's convolution runs, with a gradient of its bias that is faster.
+Where there are many, Winograd's method multiplies them (``winograd.py``), or PyTorch's convolution runs, with a
+gradient of its bias that is faster.
 """
 
 import math
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from snnfast._core import ops, settings
 from snnfast._core.pytorch import not_compiled_alone
+from snnfast._images import winograd
 from snnfast._images.choice import define_node, pair, takes_kernels
 
 __all__ = ["conv2d", "convolved"]
@@ -58,8 +60,9 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """``torch.conv2d``, by its events where the input has few of them. Its numbers up to the order of the sums.
+    """``torch.conv2d``, by its events where the input has few of them, or by Winograd's method where that is faster.
 
+    Its numbers, up to the rounding of the sums. Where Winograd's are not finite, PyTorch computes them.
     A weight that is not finite makes NaN of a zero of the input in PyTorch; so it does here. A gradient of the output
     that is not finite may reach the weights through events only, and an event that is not finite makes NaN of taps by
     which it reaches no output.
@@ -70,21 +73,23 @@ def conv2d(
 
 def _faster(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, *how: Any) -> Tensor | None:
     """The convolution, or None where PyTorch's is to compute it with all of its gradients."""
-    found = _by_events(x, weight, bias, stride, *how)
+    found = _by_kernels(x, weight, bias, stride, *how)
     if found is None and bias is not None and _is_sum(x, weight, bias, stride):
         return _Biased.apply(torch.conv2d(x, weight, bias.detach(), stride, *how), bias)  # type: ignore[no-any-return]
     return found
 
 
-def _by_events(
+def _by_kernels(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor | None:
-    """The convolution by its events, or None where they are many, or no kernel takes them."""
+    """The convolution by a kernel, or None where none takes it, or PyTorch's is as fast with all of its gradients."""
     if not _possible(x, weight, stride, padding, dilation, groups):
         return None
+    how = pair(stride), pair(padding)
     if torch.compiler.is_compiling():  # what is traced must not depend on the numbers
-        return cast(Tensor, torch.ops.snnfast.conv2d(x, weight, bias, pair(stride), pair(padding)))
-    return _Convolution.apply(x, weight, bias, pair(stride), pair(padding)) if _few(x, weight) else None
+        return cast(Tensor, torch.ops.snnfast.conv2d(x, weight, bias, *how))
+    few = _few(x, weight)
+    return _Convolution.apply(x, weight, bias, *how, few) if few or winograd.pays(x, weight, *how) else None
 
 
 def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
@@ -161,19 +166,27 @@ def _of_bias(grad: Tensor) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution by events. The gradients of its weights and of its input are by events where these are fewer.
+    """A convolution by events, if they are few, or by Winograd's method.
 
-    While a compiler traces, there are no numbers to choose by, and its ops choose at each call.
+    The gradients of its weights and of its input are by events where these are fewer; that of the input by Winograd's
+    method elsewhere. While a compiler traces, there are no numbers to choose by, and its ops choose at each call.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        few: bool = False,  # not known while a compiler traces
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.how = stride, padding, None if bias is None else list(bias.shape)
+        ctx.few = few
         if type(x) is Tensor:
-            return torch.ops.snnfast.event_conv2d(x, weight, bias, *stride, *padding)  # type: ignore[no-any-return]
+            return _output(x, weight, bias, stride, padding, few)
         return torch.ops.snnfast.conv2d_forward(x, weight, bias, stride, padding)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -183,9 +196,16 @@ class _Convolution(torch.autograd.Function):
         how = *ctx.how, list(ctx.needs_input_grad[:3])
         again = torch.is_grad_enabled()  # a second derivative is PyTorch's
         if again or type(x) is Tensor:
-            return *_gradients(grad, x, weight, *how, by_events=not again), None, None
+            return *_gradients(grad, x, weight, *how, by_events=ctx.few and not again, ours=not again), None, None, None
         found = iter(torch.ops.snnfast.conv2d_backward(grad, x, weight, *how))
-        return *(next(found) if need else None for need in how[-1]), None, None
+        return *(next(found) if need else None for need in how[-1]), None, None, None
+
+
+def _output(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], few: bool) -> Tensor:
+    if few:
+        return torch.ops.snnfast.event_conv2d(x, weight, bias, *stride, *padding)  # type: ignore[no-any-return]
+    found = winograd.output(x, weight, bias, stride, padding)
+    return torch.conv2d(x, weight, bias, stride, padding) if found is None else found
 
 
 def _gradients(
@@ -198,10 +218,13 @@ def _gradients(
     needs: list[bool],
     *,
     by_events: bool,
+    ours: bool = True,  # else PyTorch's, which it can differentiate
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """With respect to the input, the weight and the bias."""
     grad = grad.contiguous(memory_format=torch.channels_last)
     found = _of_input(grad, weight, stride, padding) if by_events and needs[0] else None
+    if found is None and ours and needs[0]:
+        found = winograd.gradient(grad, weight, stride, padding)
     weight_by_events = by_events and needs[1] and stride == [1, 1] and _are_few(x, _MOST_OF_WEIGHT)
     # PyTorch would compute the gradient of the weights for that of the bias alone.
     rest = [needs[0] and found is None, needs[1] and not weight_by_events, False]
@@ -215,7 +238,7 @@ def _gradients(
 
 
 def _of_input(grad: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor | None:
-    """The gradient of the input, by the events of that of the output, or None where PyTorch is to compute it.
+    """The gradient of the input, by the events of that of the output, or None where these are many.
 
     Behind max pooling three of four values of it are zero; behind a surrogate that is zero far from the threshold,
     often more. It is the convolution with the kernel turned round.
@@ -231,9 +254,7 @@ def _of_input(grad: Tensor, weight: Tensor, stride: list[int], padding: list[int
 
 
 def _conv2d_forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
-    if takes_kernels(x) and _few(x, weight):
-        return torch.ops.snnfast.event_conv2d(x, weight, bias, *stride, *padding)  # type: ignore[no-any-return]
-    return torch.conv2d(x, weight, bias, stride, padding)
+    return _output(x, weight, bias, stride, padding, few=takes_kernels(x) and _few(x, weight))
 
 
 def _conv2d_backward(
