@@ -32,9 +32,9 @@ def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: 
     the attribute in which ``torch.nn.Module.compile`` keeps a compiled call, too.
 
     A call is *recorded*: its code runs, but PyTorch's functions in it are written down instead of run. One graph then
-    runs all of them, for any number of steps. The first call makes it, which takes seconds. A loop that needs values as
-    it goes, such as ``loss.item()`` at each step, is *traced* instead, by ``torch.compile`` with the backend
-    ``"snnfast"``, from its fourth call on.
+    runs all of them, for any number of steps. The first call makes it, which takes seconds. A loop may read values as
+    it goes, such as ``spk.sum().item()`` at each step: the graph runs ahead of it. A loop of which recording merges
+    little is *traced* instead, by ``torch.compile`` with the backend ``"snnfast"``, from its fourth call on.
 
     If nothing is gained, the network or function runs as it is from then on, and one warning says why. So does a part
     of it that ``torch.compile`` can't trace, whatever error it raises. A network in SpikingJelly's step mode ``"m"``

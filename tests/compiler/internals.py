@@ -9,6 +9,7 @@ from snnfast.compiler.calls import is_step  # noqa: F401
 from snnfast.compiler.choice import RECORDING, Choice
 from snnfast.compiler.failures import Attempt  # noqa: F401
 from snnfast.compiler.lower.kernels import bernoulli  # noqa: F401
+from snnfast.compiler.recording.ahead import Reading  # noqa: F401
 from snnfast.compiler.recording.calls import Recorded
 from snnfast.compiler.recording.form import Form  # noqa: F401
 from snnfast.compiler.recording.functions import hook  # noqa: F401

@@ -1438,10 +1438,46 @@ def made_parameter(s: Source) -> bool:
     return True
 
 
+READS = (
+    "{v}.sum().item()", "float({v}.detach().mean())", "{v}.detach().reshape(-1)[:3].tolist()", "bool({v}.sum() > {k})",
+    "int(({v} > 0).sum())", "f'{{{v}.detach().mean():.4f}}'", "({v} > {k}).any().item()",
+    "{v}.detach().max().item() + t", "str({v}.detach().reshape(-1)[0])",
+)  # fmt: skip
+# What happens by a number: ``n`` is a new value, and ``c`` the number of the call.
+BY_VALUES = (
+    "{n} = {v} * 0.5 if {v}.sum() > {k} else {v} + 0.125",
+    "{n} = {v} * 1\nif {v}.detach().mean() > {k}:\n    {n} += 0.5",
+    "{n} = {v} * (0.5 if bool(({v} > {k}).any()) and {c} != 4 else 0.25)",
+    "{n} = {v} * float({v}.sum() > {k})",
+    "assert {v}.isfinite().all()\n{n} = {v} + 0",
+    "{n} = {v} + 0.25 * min(1, int(({v} > {k}).sum()))",
+    "{n} = {v} * 1\n{told}.append({n}.sum().item())\n{n}.mul_(0.5)\n{told}.append({n}.sum().item())",
+)
+
+
+def values_read(s: Source) -> bool:
+    """Values that are read in the loop, at each step or at some, to be kept or to decide by."""
+    if (v := _shaped(s)) is None:
+        return False
+    s.uses_t = True
+    told, k = s.tell(), s.draw.choice((-0.5, 0.25, 0.5, 2.0, 100.0))
+    if s.some(0.5):
+        line = f"{told}.append({s.draw.choice(READS).format(v=v, k=k)})"
+        when = s.draw.choice(("", "", "", "if t % 2 == 0:", "if t > 1:", f"if {s.number_of_calls()} % 3:"))
+        s.body += [when, f"    {line}"] if when else [line]
+        return True
+    c = s.number_of_calls()
+    n = s.name("h")
+    s.body += s.draw.choice(BY_VALUES).format(v=v, n=n, k=k, c=c, told=told).splitlines()
+    s.values.append(Value(n, v.shape))
+    return True
+
+
 BESIDE: dict[Statement, float] = {
     numpy_memory: 0.25, array_view: 0.25, forked: 0.12, threads: 0.25, default_dtype: 0.2, function_mode: 0.2,
     forward_mode: 0.2, inference_state: 0.2, seeds: 0.25, numbers_of_objects: 0.3, join_into_buffer: 0.3,
-    weak_references: 0.25, marks: 0.15, errors_inside: 0.25, errors_outside: 0.25, made_parameter: 0.2,
+    weak_references: 0.25, marks: 0.15, values_read: 0.4, errors_inside: 0.25, errors_outside: 0.25,
+    made_parameter: 0.2,
 }  # fmt: skip
 
 KINDS: dict[Statement, float] = {

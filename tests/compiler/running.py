@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # as pytest has it
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import snntorch
 import torch
-from internals import Attempt, ByRecording, Replays, is_step, merge, stages, tracing
+from internals import Attempt, ByRecording, Reading, Replays, is_step, merge, stages, tracing
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
@@ -80,20 +80,20 @@ def in_time(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def replays() -> Iterator[list[int]]:
-    """Count the calls that are replayed."""
-    usual, count = Replays.replay, [0]
+def counted(owner: Any, name: str) -> Iterator[list[int]]:
+    """Count the calls of a method that return something."""
+    usual, count = getattr(owner, name), [0]
 
-    def replay(self: Replays, attempt: Any) -> Any:
-        found = usual(self, attempt)
+    def method(*args: Any) -> Any:
+        found = usual(*args)
         count[0] += found is not None
         return found
 
-    Replays.replay = replay  # type: ignore[method-assign]
+    setattr(owner, name, method)
     try:
         yield count
     finally:
-        Replays.replay = usual  # type: ignore[method-assign]
+        setattr(owner, name, usual)
 
 
 def told(value: Any) -> Any:
@@ -328,9 +328,10 @@ def check(
         return found or next((p for p in plans if isinstance(p, str) and p.startswith("a fault of snnfast")), None)
     if backend == "default":
         statistics["compared"] += 1
-        with replays() as count:
+        with counted(Replays, "replay") as replayed, counted(Reading, "end") as ahead:
             found = _compare(ours, snnfast.compile(ours.net), expected, tolerances, statistics)
-        statistics["replayed"] += count[0] > 0
+        statistics["replayed"] += replayed[0] > 0
+        statistics["ran ahead"] += ahead[0] > 0
         return found if found is None or not _is_wrong_without(make, expected, tolerances, statistics, found) else None
     compiled, given_up = torch.compile(ours.net, backend=backend), set[Any]()
 

@@ -39,11 +39,11 @@ def call(net: Callable[..., Any], *inputs: Tensor) -> list[str]:
 
 
 def prints_each(x: Tensor, look: Callable[[Tensor], object] = Tensor.item) -> Tensor:
-    """A loop that needs values."""
+    """A loop that needs values, of which no graph can run ahead: it draws random numbers, too."""
     mem, rec = torch.zeros_like(x[0]), []
     for step in x:
         _, mem = LIF(step, mem)
-        look(mem.sum())
+        look(mem.sum() * torch.rand(()))
         rec.append(mem)
     return torch.stack(rec)
 

@@ -14,7 +14,7 @@ from callables import function
 from helpers import THOROUGH
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from internals import BACKEND, Form, Kinds, Recorder
+from internals import BACKEND, Form, Kinds, Reading, Recorder
 from loop_fuzz import having, main, wrong
 from random_programs import BESIDE, KINDS, PARTS, PIECES, Program, name_of
 from running import LEFT_OUT, OUTCOMES, SETTINGS, outcome, with_settings
@@ -71,11 +71,11 @@ def test_any_loop_does_what_it_does_uncompiled(number: int) -> None:
 
 
 def test_programs_are_drawn_by_their_number_alone_and_have_every_statement_and_piece() -> None:
-    programs = [Program(number) for number in range(500)]
+    programs = [Program(number) for number in range(600)]
     assert programs[7].source == Program(7).source
     assert len({p.source for p in programs}) == len(programs)
     counts = sum((p.s.drawn for p in programs), Counter[Any]())
-    assert {f.__name__ for f in (*KINDS, *PARTS, *(p.write for p in PIECES)) if counts[f] < 5} == set()
+    assert {f.__name__ for f in (*KINDS, *PARTS, *(p.write for p in PIECES)) if counts[f] < 4} == set()
     assert {p.dtype for p in programs} == {"float32", "float64"}
     assert {p.steps for p in programs} == set(range(6))
 
@@ -255,6 +255,7 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "errors inside": _expects_no_error,
     "errors outside": _expects_no_error,
     "made parameter": _waits_at("__new__"),
+    "values read": _replaced(Reading, "_goes_on", lambda self, whole: True),
 }
 ENOUGH, QUICK = 300, ("array view", "errors inside")
 

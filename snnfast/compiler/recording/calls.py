@@ -23,6 +23,7 @@ from snnfast._core.pytorch import (
 from snnfast.compiler import stages, verify
 from snnfast.compiler.backend import merge
 from snnfast.compiler.errors import RefusedError
+from snnfast.compiler.recording.ahead import Ahead
 from snnfast.compiler.recording.changes import Changes
 from snnfast.compiler.recording.form import Form, UnknownFormError
 from snnfast.compiler.recording.functions import hook
@@ -92,6 +93,7 @@ class _Known:
         seen: Keys of forms that have come once, and have no plan.
         forms: The last form of calls of these kinds; ``None`` where one has come only once.
         replays: Calls that run without the code of the function.
+        ahead: Calls that read values, with gradients and without.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -101,6 +103,7 @@ class _Known:
         self.families: dict[Any, _Family] = {}
         self.seen: dict[Any, None] = {}
         self.forms: dict[int, Form | None] = {}
+        self.ahead = {True: Ahead(), False: Ahead()}
 
     def form_of(self, recorder: Recorder, alive: list[int]) -> Form:
         """The form of a record. Most records are those of an earlier call, which is seen sooner than a form is made.
@@ -148,6 +151,9 @@ class Recorded:
         try:
             with stages.kept():
                 _, recorder = self(*args, **kwargs)
+                if recorder is not None and recorder.asks_again:  # it reads values, and the second call runs ahead
+                    self._explained = Explanation([])
+                    _, recorder = self(*args, **kwargs)
             assert recorder is not None
             told = {report.refused for report in self._explained.graphs}
             self._explained.notes += [reason for reason in dict.fromkeys(recorder.reasons) if reason not in told]
@@ -179,7 +185,8 @@ class Recorded:
         grad = torch.is_grad_enabled()
         learns = self._learns[grad] or self._explained is not None or verify.is_wanted()
         self._learns[grad] = False
-        recorder = Recorder(known.kinds, lambda recorder, alive: self._run(known, recorder, alive), learns)
+        ahead = known.ahead[grad]
+        recorder = Recorder(known.kinds, lambda recorder, alive: self._run(known, recorder, alive), learns, ahead)
         if attempt is not None:
             known.replays.look(attempt)
             attempt.is_watched |= self._explained is not None
@@ -202,15 +209,15 @@ class Recorded:
 
     # ---- plans
 
-    def _run(self, known: _Known, recorder: Recorder, alive: list[int]) -> bool:
-        """Run what was recorded by its plan. Returns whether it has one."""
+    def _run(self, known: _Known, recorder: Recorder, alive: list[int]) -> list[Tensor] | None:
+        """Run what was recorded by its plan. Returns the results, or ``None`` if it has none."""
         start = time.perf_counter()
         grad = any(kind.grad for kind in recorder.kinds)  # so that copies of results are recorded
         with torch.set_grad_enabled(grad):
             with known.kinds.lock:
                 found_plan = self._found(known, recorder, alive)
             if found_plan is None:
-                return False
+                return None
             form, graph = found_plan
             recorder.seconds += time.perf_counter() - start
             state = Changes(recorder.kinds, recorder.leaves).state_of(recorder.given)
@@ -220,11 +227,10 @@ class Recorded:
                 if verify.is_wanted() or not state.put_back():
                     raise
                 recorder.failed = f"{type(error).__name__}: {error}"
-                return False
+                return None
         recorder.steps += form.steps
         recorder.has_run(form, graph, alive)
-        recorder.deliver(alive, found)
-        return True
+        return found
 
     def _found(
         self, known: _Known, recorder: Recorder, alive: list[int]

@@ -1,10 +1,11 @@
 """Write down the calls of PyTorch's functions instead of making them."""
 
+import contextlib
 import math
 import sys
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import EllipsisType, FrameType, NoneType
 from typing import Any
 
@@ -27,6 +28,7 @@ from snnfast._core.pytorch import (
 )
 from snnfast._unroll import node, state_gradients
 from snnfast.compiler.calls import as_leaf
+from snnfast.compiler.recording.ahead import READS, Ahead, Reading, Whole
 from snnfast.compiler.recording.form import Form
 from snnfast.compiler.recording.functions import Applied, Computed, Told
 from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError, known_of
@@ -156,13 +158,20 @@ class Recorder(TorchFunctionMode):
 
     Args:
         kinds: The kinds of calls that are known, by their keys.
-        run: Runs what was recorded, or returns ``False`` if it can't; see :meth:`flush`.
+        run: Runs what was recorded, and returns the results that are asked for, or ``None`` if it can't.
         learns: Whether it writes down the lines of the calls.
+        ahead: The records of calls that read values; ``None``: each of these ends the record.
     """
 
-    def __init__(self, kinds: Kinds, run: Callable[["Recorder", list[int]], bool], learns: bool = True) -> None:
+    def __init__(
+        self,
+        kinds: Kinds,
+        run: Callable[["Recorder", list[int]], list[Tensor] | None],
+        learns: bool = True,
+        ahead: Ahead | None = None,
+    ) -> None:
         super().__init__()
-        self._known, self._run = kinds, run
+        self._known, self._run, self._ahead = kinds, run, ahead
         self._spare = kinds.spare
         self.records, self._runs = True, False
         self.is_paused = self.is_forked = False  # calls are made at once: see ``settle``
@@ -208,6 +217,7 @@ class Recorder(TorchFunctionMode):
         self._ranges: dict[tuple[int, int | None], tuple[float, float]] = {}  # of the numbers of tensors from outside
         self._in_range: list[tuple[int, float, float, int | None]] = []  # those that must be: see ``Ran``
         self._written: set[int] = set()  # addresses of tensors that are changed
+        self._reading: Reading | None = None  # the values that were read so far
         self._entered = self._drawn = 0  # bytes of tensors from outside, and of random ones in their place
 
     # ---- calls
@@ -274,6 +284,8 @@ class Recorder(TorchFunctionMode):
             return found
         try:
             self._refuse_hooks()
+            if func in READS and type(args[0]) is Later and (value := self._value_of(args[0], grad)) is not None:
+                return func(value, *args[1:], **kwargs)
             return self._record(func, args, kwargs, grad)
         except NeedsValueError as error:
             self.reasons.append(str(error))
@@ -285,6 +297,46 @@ class Recorder(TorchFunctionMode):
             let_others_see(args[0])
         self._since = time.perf_counter()
         return found
+
+    def _value_of(self, t: Later, grad: bool) -> Tensor | None:
+        """The value of a result that the program reads; ``None``: the read ends the record.
+
+        A copy is read, which is a call of the record: the program may change the result later.
+        """
+        if self._ahead is None or self._ahead.is_over or t.later_recorder is not self or self._draws.wait_for_any:
+            return None
+        self.is_alone = False
+        if self._reading is None:
+            reading = Reading(self, self._ahead)
+            if not reading.begin():
+                return None
+            self._reading = reading
+        copy: Any = self.quickly(torch.clone, (t,), grad)
+        if copy is None:
+            copy = self._record(torch.clone, (t,), {}, grad)
+        value: Tensor | None = self._reading.value_of(copy)
+        return value
+
+    def run_ahead(self, whole: Whole) -> list[Tensor] | None:
+        """Run a record that this one begins like. Returns its results, or ``None`` if there is no plan."""
+        now = self.kinds, self.leaves, self.lines, self.learns
+        self.kinds, self.leaves, self.lines, self.learns = whole.kinds, whole.leaves, whole.lines, True
+        try:
+            return self._run(self, whole.alive)
+        finally:
+            self.kinds, self.leaves, self.lines, self.learns = now
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Let calls run that were recorded."""
+        before, self.records, self._runs = self.records, False, True
+        self.seconds += time.perf_counter() - self._since
+        try:
+            with entered(self.grad, self.ambient, modes()):
+                yield
+        finally:
+            self.records, self._runs = before, False
+            self._since = time.perf_counter()
 
     def _is_constant(self, func: Any, args: Any, kwargs: Any) -> bool:
         """Whether a call makes a tensor of numbers that no call waits for, or reads or detaches such a tensor."""
@@ -394,7 +446,7 @@ class Recorder(TorchFunctionMode):
                 self._reads_change |= not applied.is_current() and self._known.applied(cls, objects) is not applied
             except NeedsValueError:
                 self._reads_change = True
-        self._reads_change |= any(self._function_at(number) is not self.kinds[number].func for number in self._own)
+        self._reads_change |= any(self.function_at(number) is not self.kinds[number].func for number in self._own)
         if self._reads_change:
             self.reasons.append("an autograd.Function reads numbers that change within the call")
         return not self._reads_change
@@ -404,7 +456,7 @@ class Recorder(TorchFunctionMode):
         if own is not applied.function and self.kinds and self.kinds[-1].func is applied:
             self._own[len(self.kinds) - 1] = own
 
-    def _function_at(self, number: int) -> Any:
+    def function_at(self, number: int) -> Any:
         """The function of a call: the program may have changed its class since."""
         func, own = self.kinds[number].func, self._own.get(number)
         if own is None or type(func) is not Applied or Told(own).key == Told(func.function).key:
@@ -423,6 +475,13 @@ class Recorder(TorchFunctionMode):
         return self._made(kind, (), (), {})
 
     def _record(self, func: Any, args: Any, kwargs: Any, grad: bool) -> Any:
+        try:
+            return self._written_down(func, args, kwargs, grad)
+        except _EndsRecordError:
+            self.flush()
+            return self._written_down(func, args, kwargs, grad)
+
+    def _written_down(self, func: Any, args: Any, kwargs: Any, grad: bool) -> Any:
         if self._entered + self._drawn > _MOST_ENTERED and not grad:
             self._let_go(args)
         key: list[Any] = [func, grad]
@@ -601,7 +660,7 @@ class Recorder(TorchFunctionMode):
             address = base
         return address
 
-    def _root_of(self, address: int) -> int:
+    def root_of(self, address: int) -> int:
         """The tensor that one is a view of, whose memory it has."""
         while (base := self._base_of(address)) is not None:
             address = base
@@ -658,6 +717,8 @@ class Recorder(TorchFunctionMode):
             if number is not None:
                 self._in_range.append((number, low, high, ignored))
         if kind.draws:
+            if self._reading is not None:
+                raise NeedsValueError("random numbers behind a value that was read")
             if not self._draws.are_current():
                 raise NeedsValueError("random numbers of another seed")
             known = kind.likes[0] if kind.likes else self._like_at(leaves[kind.tensors.index(True)])
@@ -670,7 +731,7 @@ class Recorder(TorchFunctionMode):
 
         With them comes the number of the tensor from outside that they are of, if they are of one.
         """
-        written = {self._root_of(a) for a in self._written}
+        written = {self.root_of(a) for a in self._written}
         dtype = self._like_at(address).dtype
         while address not in written:
             if address < 0:
@@ -791,6 +852,8 @@ class Recorder(TorchFunctionMode):
             raise NeedsValueError("a tensor that is not dense")
         if t.is_conj() or t.is_neg() or (t.is_complex() and t.layout is not torch.strided):
             raise NeedsValueError("a tensor that is conjugated, or complex and sparse")
+        if self._reading is not None:  # what runs ahead must know all tensors from outside
+            raise _EndsRecordError
         like = known_of(t)
         number = len(self.given)
         if is_shared(t):
@@ -815,28 +878,32 @@ class Recorder(TorchFunctionMode):
             self._begin()  # the call that is made next may change what is known of its arguments
             return
         alive = self.alive()
-        before, self.records, self._runs = self.records, False, True
-        self.seconds += time.perf_counter() - self._since
         seed_again = self._draws.put_back()
         try:
-            with entered(self.grad, self.ambient, modes()):
-                if as_it_stands or not self._reads_as_recorded() or not self._run(self, alive):
+            with self.running():
+                if (found := self._results(alive, as_it_stands)) is None:
                     self._others += len(self.kinds)
                     self.replay(alive)  # after a graph that failed, it raises the loop's error, as the loop does
                     self._tell_failure()
                 else:
                     self._planned += len(self.kinds)
+                    self.deliver(alive, found)
         except BaseException as error:
             self._give_up(error)
             raise
         finally:
             seed_again()
-            self.records, self._runs = before, False
             if len(self._spare) > _MOST_SPARE:
                 self._spare.clear()
             self._keep_spare(self._spare)
             self._begin()
-            self._since = time.perf_counter()
+
+    def _results(self, alive: list[int], as_it_stands: bool) -> list[Tensor] | None:
+        """The results of a plan; ``None``: the calls are to be made one by one."""
+        if self._reading is not None:
+            found = self._reading.end(alive)
+            return found if found is None or self._reads_as_recorded() else None
+        return None if as_it_stands or not self._reads_as_recorded() else self._run(self, alive)
 
     @property
     def pays(self) -> bool:
@@ -946,38 +1013,17 @@ class Recorder(TorchFunctionMode):
 
     def replay(self, alive: list[int]) -> None:
         """Make the calls one after the other. After an error, the results so far are there."""
-        values: dict[int, Any] = {}
-        lasts, needed = self._last_readers(), set(alive)
-        done = 0
+        made = self._reading or Reading(self, None)
         try:
-            for number, (kind, leaves) in enumerate(zip(self.kinds, self.leaves, strict=True)):
-                args, kwargs = kind.arguments(
-                    a if not is_tensor else self.given[~a] if a < 0 else values[a]
-                    for a, is_tensor in zip(leaves, kind.tensors, strict=True)
-                )
-                with entered(kind.grad, kind.modes, self.ambient):
-                    found = self._function_at(number)(*args, **kwargs)
-                for i, t in enumerate(kind.tensors_of(found)):
-                    values[(number << AT) + i] = t
-                done = number + 1
-                for address in lasts.get(number, ()):
-                    if address not in needed:
-                        values.pop(address, None)
+            made.catch_up(set(alive))
         finally:
             # What is delivered must be in nobody else's hands.
-            args = kwargs = found = t = None  # type: ignore[assignment]
-            there = [a for a in alive if a >> AT < done]
-            self.deliver(there, [values.pop(a) for a in there])
+            there = [a for a in alive if a >> AT < made.done]
+            self.deliver(there, [made.values.pop(a) for a in there])
 
-    def _last_readers(self) -> dict[int, list[int]]:
-        """The addresses that are read last by each call."""
-        last: dict[int, int] = {}
-        for number, (kind, leaves) in enumerate(zip(self.kinds, self.leaves, strict=True)):
-            last.update((a, number) for a, is_tensor in zip(leaves, kind.tensors, strict=True) if is_tensor and a >= 0)
-        found: dict[int, list[int]] = {}
-        for address, number in last.items():
-            found.setdefault(number, []).append(address)
-        return found
+
+class _EndsRecordError(Exception):
+    """A call belongs to the next record."""
 
 
 class Failed:

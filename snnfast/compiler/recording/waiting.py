@@ -73,6 +73,11 @@ class Draws:
             self._before[device] = generator.get_state(), mark
             generator.manual_seed(mark)
 
+    @property
+    def wait_for_any(self) -> bool:
+        """Whether a draw waits."""
+        return bool(self._before)
+
     def are_current(self) -> bool:
         """Whether the program has left the generators alone."""
         return all(_generator_of(device).initial_seed() == mark for device, (_, mark) in self._before.items())
