@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from . import docs, lengths, report, run
+from . import convolutions, docs, lengths, report, run
 from .bars import Bar
 from .registry import suites
 
@@ -26,6 +26,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     running = command("run", run.run, "measure cases against every installed peer; five minutes by default")
     checking = command("check", run.check, "check a few cases against snnTorch for regressions, within a minute")
     varying = command("lengths", lengths.run, "time batches that differ by their numbers of steps; many minutes")
+    convolving = command("convolutions", convolutions.run, "time convolutions of spikes, alone and in networks")
     writing = command("docs", docs.run, "compare the figures in README and docs with the stored results")
 
     for each in (listing, running):
@@ -42,10 +43,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     storing.add_argument("--out", type=Path, default=run.RESULTS, metavar="FOLDER", help="of the result")
     for each, seconds in ((storing, run.QUICK_SECONDS), (checking, run.GATE_SECONDS)):
         each.add_argument("--seconds", type=float, default=seconds, help="per case (default: %(default)s)")
-    varying.add_argument("--case", default="", metavar="TEXT", help="only networks whose names contain TEXT")
+    for each in (varying, convolving):
+        each.add_argument("--case", default="", metavar="TEXT", help="only networks whose names contain TEXT")
+        each.add_argument("--json", type=Path, metavar="FILE", help="write all times to FILE")
+        each.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")
     varying.add_argument("--way", nargs="+", choices=lengths.WAYS, metavar="W", help="only snnTorch and these")
-    varying.add_argument("--json", type=Path, metavar="FILE", help="write the seconds of all batches to FILE")
-    varying.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")
     for each, attempts in ((storing, 1), (running, run.ATTEMPTS), (checking, run.ATTEMPTS)):
         add = each.add_argument
         add("--patience", type=float, default=60.0, help="leave out calls of more seconds (default: %(default)s)")

@@ -17,8 +17,8 @@ from snnfast._images.choice import define_node, pair, takes_kernels
 
 __all__ = ["conv2d", "convolved"]
 
-_LEAST_TAPS = 4
-"""The fewest taps of a kernel. With fewer, the gradient of the weights by events takes longer than PyTorch's."""
+_LEAST_TAPS, _MOST_TAPS = 4, 1 << 10
+"""The fewest and the most taps of a kernel. An event of one tap takes as long to find as to add."""
 
 _MOST_VALUES, _MOST_PIXELS = 1 << 28, 1 << 25
 """The largest image for the kernels, which count in 32 bits: its values; its pixels with padding and kernel around."""
@@ -28,20 +28,20 @@ _LEAST_OUTPUTS = 1 << 18
 """The smallest output whose bias gets its gradient from a sum. One more function of autograd takes 10 us."""
 
 
-def most(outputs: int, values: int) -> float:
-    """The largest share of the input that may be other than zero. Above it, PyTorch's convolution is as fast.
+_FEW = 16
+"""So many outputs are few. An event is listed once, and added to all outputs."""
 
-    ``values``: those of the input under a row of the kernel. Where they or the output channels are few, an event takes
-    longer to find than to add.
-    """
-    if outputs < 8 or (outputs < 32 and values <= 16):
-        return 0.0
-    many = 80 if outputs < 32 else 60 if outputs < 64 else 17
-    return 0.3 if values >= many else 0.125
+_LEAST_INPUTS, _LEAST_FOR_FEW = 64, 128
+"""The fewest values of an input under the kernel, and with few outputs. With fewer, the lists are too short to pay."""
 
+_MOST, _MOST_FOR_FEW, _MOST_OF_WEIGHT = 0.3, 0.2, 0.42
+"""The largest share of an input that may be other than zero: also with few outputs, and for the gradient of weights.
 
-_MOST_OF_WEIGHT = 0.2
-"""That share for the gradient of the weights, with a stride of 1. With others, PyTorch's is as fast."""
+Where more are, Winograd's method or PyTorch's convolution is as fast.
+"""
+
+_MOST_BESIDE_LARGE_TILES = 0.15
+"""That share where Winograd's method needs a quarter of the products."""
 
 
 def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -88,8 +88,10 @@ def _by_kernels(
     how = pair(stride), pair(padding)
     if torch.compiler.is_compiling():  # what is traced must not depend on the numbers
         return cast(Tensor, torch.ops.snnfast.conv2d(x, weight, bias, *how))
-    few = _few(x, weight)
-    return _Convolution.apply(x, weight, bias, *how, few) if few or winograd.pays(x, weight, *how) else None
+    share = _share(x)
+    few = _are_few(share, x, weight, *how)
+    pays = few or winograd.pays(x, weight, *how) or (weight.requires_grad and share <= _MOST_OF_WEIGHT)
+    return _Convolution.apply(x, weight, bias, *how, few, share) if pays else None
 
 
 def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
@@ -104,8 +106,8 @@ def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: An
         and min(pair(stride)) >= 1
         and all(p >= 0 and n + 2 * p >= k for n, p, k in zip(x.shape[2:], pair(padding), weight.shape[2:], strict=True))
         and _rows(x, weight, padding, 0) * _rows(x, weight, padding, 1) <= _MOST_PIXELS
-        and weight.shape[2:].numel() >= _LEAST_TAPS
-        and most(weight.shape[0], weight.shape[1] * weight.shape[3]) > 0
+        and _LEAST_TAPS <= weight.shape[2:].numel() <= _MOST_TAPS
+        and _are_long(weight.shape[1:].numel(), weight.shape[0])
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
@@ -116,18 +118,24 @@ def _rows(x: Tensor, weight: Tensor, padding: Any, dim: int) -> int:
     return x.shape[2 + dim] + 2 * pair(padding)[dim] + weight.shape[2 + dim]
 
 
-def _few(x: Tensor, weight: Tensor) -> bool:
-    # A weight that is not finite makes the sum so.
-    return _has_few(x, weight.shape[0], weight.shape[3]) and math.isfinite(weight.detach().sum())
+def _are_long(inputs: int, outputs: int) -> bool:
+    """Whether the lists of events are long enough."""
+    return inputs >= (_LEAST_INPUTS if outputs > _FEW else _LEAST_FOR_FEW)
 
 
-def _has_few(x: Tensor, outputs: int, width: int) -> bool:
-    """Whether a kernel of so many columns has few events among its input, which is small enough to list them."""
-    return x.shape[1:].numel() <= _MOST_VALUES and _are_few(x, most(outputs, x.shape[1] * width))
+def _share(x: Tensor) -> float:
+    """The share of an input that is other than zero, about; 1 where the kernels can't list as much."""
+    return float(torch.ops.snnfast.share_of_events(x)) if x.shape[1:].numel() <= _MOST_VALUES else 1.0
 
 
-def _are_few(x: Tensor, share: float) -> bool:
-    return bool(torch.ops.snnfast.count_events(x) <= share * x.numel())
+def _are_few(share: float, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> bool:
+    """Whether an input has so few events that they are faster than all of it."""
+    most = _MOST if weight.shape[0] > _FEW else _MOST_FOR_FEW
+    if share > most:
+        return False
+    if share > _MOST_BESIDE_LARGE_TILES and winograd.takes_large_tiles(x, weight, stride, padding):
+        return False
+    return math.isfinite(weight.detach().sum())  # a weight that is not finite makes the sum so
 
 
 def _is_sum(x: Tensor, weight: Tensor, bias: Tensor, stride: Any) -> bool:
@@ -180,11 +188,12 @@ class _Convolution(torch.autograd.Function):
         bias: Tensor | None,
         stride: list[int],
         padding: list[int],
-        few: bool = False,  # not known while a compiler traces
+        few: bool = False,  # not known while a compiler traces, nor is the share
+        share: float = 1.0,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.share = share
         ctx.how = stride, padding, None if bias is None else list(bias.shape)
-        ctx.few = few
         if type(x) is Tensor:
             return _output(x, weight, bias, stride, padding, few)
         return torch.ops.snnfast.conv2d_forward(x, weight, bias, stride, padding)  # type: ignore[no-any-return]
@@ -196,9 +205,9 @@ class _Convolution(torch.autograd.Function):
         how = *ctx.how, list(ctx.needs_input_grad[:3])
         again = torch.is_grad_enabled()  # a second derivative is PyTorch's
         if again or type(x) is Tensor:
-            return *_gradients(grad, x, weight, *how, by_events=ctx.few and not again, ours=not again), None, None, None
+            return *_gradients(grad, x, weight, *how, share=ctx.share, ours=not again), None, None, None, None
         found = iter(torch.ops.snnfast.conv2d_backward(grad, x, weight, *how))
-        return *(next(found) if need else None for need in how[-1]), None, None, None
+        return *(next(found) if need else None for need in how[-1]), None, None, None, None
 
 
 def _output(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], few: bool) -> Tensor:
@@ -217,15 +226,13 @@ def _gradients(
     biases: list[int] | None,  # the shape of the bias
     needs: list[bool],
     *,
-    by_events: bool,
-    ours: bool = True,  # else PyTorch's, which it can differentiate
+    share: float,  # of the input that is other than zero
+    ours: bool,  # else PyTorch's, which it can differentiate
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """With respect to the input, the weight and the bias."""
     grad = grad.contiguous(memory_format=torch.channels_last)
-    found = _of_input(grad, weight, stride, padding) if by_events and needs[0] else None
-    if found is None and ours and needs[0]:
-        found = winograd.gradient(grad, weight, stride, padding)
-    weight_by_events = by_events and needs[1] and stride == [1, 1] and _are_few(x, _MOST_OF_WEIGHT)
+    found = _of_input(grad, weight, stride, padding) if ours and needs[0] else None
+    weight_by_events = ours and needs[1] and share <= _MOST_OF_WEIGHT
     # PyTorch would compute the gradient of the weights for that of the bias alone.
     rest = [needs[0] and found is None, needs[1] and not weight_by_events, False]
     of_x, of_weight, _ = torch.ops.aten.convolution_backward(
@@ -238,23 +245,26 @@ def _gradients(
 
 
 def _of_input(grad: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor | None:
-    """The gradient of the input, by the events of that of the output, or None where these are many.
+    """The gradient of the input by kernels of ours, or None where PyTorch is to compute it.
 
     Behind max pooling three of four values of it are zero; behind a surrogate that is zero far from the threshold,
-    often more. It is the convolution with the kernel turned round.
+    often more. Then it is the convolution of these events with the kernel turned round.
     """
     turned = [n - 1 - p for n, p in zip(weight.shape[2:], padding, strict=True)]
-    if stride != [1, 1] or min(turned) < 0 or not _has_few(grad, *weight.shape[1::2]):
-        return None
-    kernel = weight.flip(2, 3).transpose(0, 1)
-    return torch.ops.snnfast.event_conv2d(grad, kernel, None, *stride, *turned)  # type: ignore[no-any-return]
+    possible = stride == [1, 1] and min(turned) >= 0 and _are_long(weight[:, 0].numel(), weight.shape[1])
+    if possible and (share := _share(grad)) <= _MOST:
+        kernel = weight.flip(2, 3).transpose(0, 1)
+        if _are_few(share, grad, kernel, stride, turned):
+            return torch.ops.snnfast.event_conv2d(grad, kernel, None, *stride, *turned)  # type: ignore[no-any-return]
+    return winograd.gradient(grad, weight, stride, padding)
 
 
 # ---- in a graph of torch.compile: ops that choose at each call
 
 
 def _conv2d_forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
-    return _output(x, weight, bias, stride, padding, few=takes_kernels(x) and _few(x, weight))
+    few = takes_kernels(x) and _are_few(_share(x), x, weight, stride, padding)
+    return _output(x, weight, bias, stride, padding, few)
 
 
 def _conv2d_backward(
@@ -285,8 +295,8 @@ def _conv2d_backward(
         raise ValueError(f"grad: expected the shape of the output, {shape}, got {tuple(grad.shape)}")
     if biases != [weight.shape[0]] and (needs[2] or biases is not None):
         raise ValueError(f"biases: expected [{weight.shape[0]}], the shape of the bias, got {biases}")
-    by_events = takes_kernels(x) and _few(x, weight)
-    found = _gradients(grad, x, weight, stride, padding, biases, needs, by_events=by_events)
+    ours = takes_kernels(x) and weight.shape[2:].numel() <= _MOST_TAPS
+    found = _gradients(grad, x, weight, stride, padding, biases, needs, share=_share(x) if ours else 1.0, ours=ours)
     in_order = zip(found, (x, weight, found[2]), needs, strict=True)
     return [_in_order(t, like) for t, like, need in in_order if need and t is not None and like is not None]
 

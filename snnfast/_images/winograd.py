@@ -65,6 +65,11 @@ def pays(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> bo
     return _of_output(x, weight, padding) > 0 or (asked and _of_gradient(x.shape, weight) > 0)
 
 
+def takes_large_tiles(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> bool:
+    """Whether the output is computed with a quarter of the products."""
+    return _takes(x, weight, stride, padding) and _of_output(x, weight, padding) == _KINDS[0].side
+
+
 def output(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor | None:
     """The convolution of an input, or None where PyTorch is to compute it."""
     fits = bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype and bias.is_contiguous())

@@ -30,8 +30,18 @@ ops: Any = torch.ops.snnfast
 channels_last = partial(torch.Tensor.contiguous, memory_format=torch.channels_last)
 
 
-def spikes(N: int, C: int, H: int, W: int, rate: float = 0.1) -> Tensor:
-    return channels_last((torch.rand(N, C, H, W) < rate) * torch.rand(N, C, H, W))
+def spikes(N: int, C: int, H: int, W: int, rate: float = 0.1, heights: str = "graded") -> Tensor:
+    x = channels_last((torch.rand(N, C, H, W) < rate).float())
+    if heights == "graded":
+        x *= torch.rand(N, C, H, W)
+    elif heights == "quarters":
+        x /= 4
+    elif heights == "one other":
+        x[-1, -1] *= 2
+    return x
+
+
+every_height = pytest.mark.parametrize("heights", ["graded", "ones", "quarters", "one other"])
 
 
 def images(*sizes: int) -> Tensor:
@@ -74,19 +84,22 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {  # channels in and out, image, kerne
 }
 
 
-def convolution(name: str, N: int = 40, wider: int = 1) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+def convolution(
+    name: str, N: int = 40, wider: int = 1, heights: str = "graded"
+) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
     """An input, perhaps of so many times more channels, a weight, a bias, and stride and padding."""
     case = CONVOLUTIONS[name]
     C, O, H, W, ky, kx = case["sizes"]  # noqa: E741 - PyTorch's names
     C *= wider
     how = (*case.get("stride", (1, 1)), *case.get("padding", (0, 0)))
-    return spikes(N, C, H, W), torch.randn(O, C, ky, kx), torch.randn(O), how
+    return spikes(N, C, H, W, heights=heights), torch.randn(O, C, ky, kx), torch.randn(O), how
 
 
 @pytest.mark.parametrize("wider", [1, 7], ids=["", "many channels"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_the_ops_of_convolutions_have_pytorchs_numbers(name: str, wider: int, isa: str) -> None:
-    x, weight, bias, how = convolution(name, wider=wider)
+@every_height
+def test_the_ops_of_convolutions_have_pytorchs_numbers(name: str, wider: int, heights: str, isa: str) -> None:
+    x, weight, bias, how = convolution(name, wider=wider, heights=heights)
     found = ops.event_conv2d(x, weight, bias, *how)
     expected = torch.conv2d(x.double(), weight.double(), bias.double(), how[:2], how[2:])
     assert_close(found, expected.float(), 1e-5)
@@ -99,9 +112,31 @@ def test_the_ops_of_convolutions_have_pytorchs_numbers(name: str, wider: int, is
     assert of_weight.is_contiguous()
 
 
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize(
+    "sizes", [(16, 16, 24, 3), (32, 64, 16, 3), (64, 64, 32, 3), (128, 128, 16, 3), (32, 32, 14, 5)]
+)
+def test_sums_of_spikes_are_as_exact_as_pytorchs(sizes: tuple[int, int, int, int], share: float) -> None:
+    C, O, side, k = sizes  # noqa: E741
+    x, weight = channels_last((torch.rand(8, C, side, side) < share).float()), torch.randn(O, C, k, k)
+    grad, p = channels_last(torch.randn(8, O, side, side)), k // 2
+    how = [1, 1], [p, p], [1, 1], False, [0, 0], 1, [False, True, False]
+    backward = torch.ops.aten.convolution_backward
+    pairs = [
+        (ops.event_conv2d(x, weight, None, 1, 1, p, p), torch.conv2d(x, weight, None, 1, p),
+         torch.conv2d(x.double(), weight.double(), None, 1, p)),
+        (ops.event_conv2d_weight(x, grad, k, k, 1, 1, p, p), backward(grad, x, weight, None, *how)[1],
+         backward(grad.double(), x.double(), weight.double(), None, *how)[1]),
+    ]  # fmt: skip
+    for ours, theirs, exact in pairs:
+        for size in (lambda t: t.abs().max(), lambda t: t.square().mean().sqrt()):
+            assert size(ours - exact) <= 1.1 * size(theirs - exact)
+
+
 @pytest.mark.parametrize("wider", [1, 7], ids=["", "many channels"])
-def test_no_bit_of_a_convolution_depends_on_threads_or_the_instruction_set(wider: int, isa: str) -> None:
-    x, weight, bias, how = convolution("several blocks", N=70, wider=wider)
+@every_height
+def test_no_bit_of_a_convolution_depends_on_threads_or_the_instruction_set(wider: int, heights: str, isa: str) -> None:
+    x, weight, bias, how = convolution("several blocks", N=70, wider=wider, heights=heights)
     results = []
     for n, used in ((1, _ops.extension.isa_available()[0]), (1, isa), (2, isa), (5, isa)):
         torch.set_num_threads(n)
@@ -115,13 +150,22 @@ def test_no_bit_of_a_convolution_depends_on_threads_or_the_instruction_set(wider
 def test_events_are_counted() -> None:
     x = spikes(50, 7, 13, 13, 0.3)
     x[0, 0, 0, :4] = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])
-    assert ops.count_events(x) == int((x != 0).sum())
-    assert ops.count_events(spikes(0, 7, 13, 13)) == 0
+    assert ops.share_of_events(x) == int((x != 0).sum()) / x.numel()
+    assert ops.share_of_events(spikes(0, 7, 13, 13)) == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_events_of_a_large_image_are_estimated(n: int) -> None:
+    torch.set_num_threads(n)
+    x = spikes(40, 64, 16, 16, 0.1)
+    x[..., 8:] *= torch.rand(40, 1, 16, 8) < 0.5  # fewer in one half of the columns
+    x[20:] *= torch.rand(20, 1, 1, 1) < 0.5  # and of the images
+    assert ops.share_of_events(x) == pytest.approx((x != 0).float().mean().item(), rel=0.1)
 
 
 @pytest.mark.parametrize("needs", ["all", "no input", "no weight", "no bias", "nothing", "bias alone"])
 def test_gradients_of_a_convolution_are_pytorchs(needs: str, by_kernels: list[str]) -> None:
-    x, weight, bias, how = convolution("two strides")
+    x, weight, bias, how = convolution("two strides", wider=7)
     x.requires_grad_(needs in ("all", "no weight", "no bias"))
     weight.requires_grad_(needs in ("all", "no input", "no bias"))
     bias.requires_grad_(needs not in ("no bias", "nothing"))
@@ -138,11 +182,11 @@ def test_gradients_of_a_convolution_are_pytorchs(needs: str, by_kernels: list[st
 
 SPARSE = {  # channels in and out, kernel, stride, padding: whether kernels compute the gradient of the input
     "plain": ((24, 32, 3, 1, 0), True),
-    "padding": ((12, 32, 5, 1, 2), True),
+    "padding": ((24, 32, 5, 1, 2), True),
     "another padding": ((40, 70, 3, 1, 2), True),
     "stride": ((24, 32, 3, 2, 1), False),
     "padding beyond the kernel": ((24, 32, 3, 1, 3), False),
-    "few channels of the input": ((7, 32, 3, 1, 1), False),
+    "few channels of the input": ((8, 32, 3, 1, 1), False),
 }
 
 
@@ -164,7 +208,9 @@ def test_the_gradient_of_an_input_is_by_events_behind_max_pooling(name: str, mon
     assert given[1:] == [y.shape] * by_events
 
 
-@pytest.mark.parametrize(("share", "stride", "by_events"), [(0.1, 1, True), (0.27, 1, False), (0.1, 2, False)])
+@pytest.mark.parametrize(
+    ("share", "stride", "by_events"), [(0.1, 1, True), (0.27, 1, True), (0.6, 1, False), (0.1, 2, True)]
+)
 def test_the_gradient_of_weights_is_by_events_where_that_is_faster(
     share: float, stride: int, by_events: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,7 +314,7 @@ def test_means_and_gradients_are_pytorchs_and_nothing_is_kept(name: str, isa: st
 @functions
 def test_second_derivatives_are_pytorchs(function: Any, by_kernels: list[str]) -> None:
     if function is conv2d:
-        x, *given, _ = convolution("plain", N=2)
+        x, *given, _ = convolution("plain", N=2, wider=2)
     else:
         x, *given = channels_last(torch.randn(2, 5, 7, 8)), (2, 3), (3, 3)
     asking = [t.requires_grad_() for t in (x, *given[:1]) if isinstance(t, Tensor)]
@@ -291,6 +337,7 @@ DENSE: dict[Any, dict[str, Callable[[Tensor, Tensor], Any]]] = {
         "dilation": lambda x, w: (x, w, {"dilation": 2}),
         "same padding": lambda x, w: (x, w, {"padding": "same"}),
         "few outputs": lambda x, w: (x, w[:7], {}),
+        "few inputs": lambda x, w: (channels_last(x[:, :7]), w[:, :7], {}),
         "one tap": lambda x, w: (x, w[:, :, :1, :1], {}),
         "float64": lambda x, w: (x.double(), w.double(), {}),
         "another order": lambda x, w: (x.contiguous(), w, {}),
@@ -327,7 +374,7 @@ DENSE: dict[Any, dict[str, Callable[[Tensor, Tensor], Any]]] = {
 
 @pytest.mark.parametrize(("function", "name"), [(f, name) for f, rows in DENSE.items() for name in rows])
 def test_what_the_kernels_do_not_take_is_pytorchs(function: Any, name: str, by_kernels: list[str]) -> None:
-    x, given, how = DENSE[function][name](spikes(6, 6, 20, 19), torch.randn(48, 6, 3, 3))
+    x, given, how = DENSE[function][name](spikes(6, 8, 20, 19), torch.randn(48, 8, 3, 3))
     found, expected = (each(x, given, **how) for each in (function, PYTORCHS[function]))
     assert not by_kernels
     assert_all_bits_equal(*(t if isinstance(t, tuple) else (t,) for t in (found, expected)))
@@ -337,8 +384,8 @@ def test_what_the_kernels_do_not_take_is_pytorchs(function: Any, name: str, by_k
 def test_an_image_that_is_too_large_for_the_kernels_is_pytorchs(
     limit: str, by_kernels: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, weight = spikes(2, 6, 20, 19), torch.randn(48, 6, 3, 3)
-    most = {"_MOST_VALUES": 6 * 20 * 19, "_MOST_PIXELS": (20 + 2 + 3) * (19 + 2 + 3)}[limit]
+    x, weight = spikes(2, 8, 20, 19), torch.randn(48, 8, 3, 3)
+    most = {"_MOST_VALUES": 8 * 20 * 19, "_MOST_PIXELS": (20 + 2 + 3) * (19 + 2 + 3)}[limit]
     for less in (0, 1):
         monkeypatch.setattr(_convolution, limit, most - less)
         found = conv2d(x, weight, None, 1, 1)
@@ -348,7 +395,7 @@ def test_an_image_that_is_too_large_for_the_kernels_is_pytorchs(
 
 @functions
 def test_the_reference_and_transforms_see_pytorchs(function: Any, by_kernels: list[str]) -> None:
-    x, weight, bias, _ = convolution("plain")
+    x, weight, bias, _ = convolution("plain", wider=2)
     given: tuple[Any, ...] = (weight, bias) if function is conv2d else (2,)
     expected = PYTORCHS[function](x, *given)
     with use_backend("reference"):
@@ -368,7 +415,7 @@ def test_the_reference_and_transforms_see_pytorchs(function: Any, by_kernels: li
 @functions
 def test_a_graph_chooses_as_the_call_does(function: Any, by_kernels: list[str]) -> None:
     """But for average pooling, which no other compiler knows."""
-    x, weight, bias, _ = convolution("plain")
+    x, weight, bias, _ = convolution("plain", wider=2)
     given: tuple[Any, ...] = (weight, bias) if function is conv2d else (2,)
     compiled = torch.compile(function, backend="eager", fullgraph=True)
     assert_bits_equal(compiled(x, *given), function(x, *given))
@@ -421,7 +468,7 @@ def test_a_network_has_pytorchs_spikes_and_gradients(by_kernels: list[str], monk
     results = []
     for kernels in (True, False):
         if not kernels:
-            monkeypatch.setattr(_convolution, "most", lambda *_: -1.0)
+            monkeypatch.setattr(_convolution, "_LEAST_INPUTS", 1 << 20)
             monkeypatch.setattr(_pooling, "LEAST_CHANNELS", 1000)
         spk, mem = net(x)
         net.zero_grad()

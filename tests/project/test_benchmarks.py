@@ -20,7 +20,7 @@ from torch import Tensor
 
 import snnfast
 from benchmarks import __main__ as command_line
-from benchmarks import bars, collection, lengths, measure, once, public, report, run, runner
+from benchmarks import bars, collection, convolutions, lengths, measure, once, public, report, run, runner
 from benchmarks.bars import FLOOR, SAVED
 from benchmarks.collection import timing
 from benchmarks.gpu import times, training, workload
@@ -444,6 +444,31 @@ def test_batches_of_other_numbers_of_steps(monkeypatch: pytest.MonkeyPatch, caps
     rows = [line for line in second.splitlines() if " steps " in line]
     assert [line.split(" steps ")[0].split()[-1] for line in rows] == ["6", "7"]
     assert all(re.search(r"( +\d+\.\d+){5} of it", row) for row in rows)
+
+
+@pytest.mark.needs_extension
+def test_convolutions_of_spikes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name, value in {
+        "SIZES": ((32, 8),), "IMAGES": 2, "GAMMAS": (1.0,), "CHANNELS": (32, "P"), "B": 2, "WARM": 1, "SECONDS": 0.0,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(convolutions, name, value)
+    edges = {"edges": collection.programs()["edges"]}
+    monkeypatch.setattr(collection, "programs", lambda: edges)
+    file = tmp_path / "found.json"
+    assert command_line.main(["convolutions", "--json", str(file)]) == 0
+    tables = capsys.readouterr().out.split("\n\n")
+    assert [len(re.findall(r"\d% +\d+\.\d\d \(\d", table)) for table in tables] == [
+        0,
+        3 * len(convolutions.RATES),
+        0,
+        0,
+    ]
+    assert re.search(r"\d% spikes +[\d.]+ ms +[\d.]+ ms +[\d.]+ of the time", tables[2])
+    assert re.search(r"edges +[\d.]+ times as fast; [\d.]+ of the time", tables[3])
+    peers = {peer for rows in json.loads(file.read_text())["cases"].values() for peer in rows}
+    assert peers == {convolutions.OURS, convolutions.PYTORCH, convolutions.LOOP}
 
 
 # ---- benchmarks of others

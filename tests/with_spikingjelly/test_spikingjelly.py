@@ -879,8 +879,8 @@ def test_random_compiled_sessions_are_spikingjellys(theirs: Any) -> None:
 @pytest.mark.needs_extension
 def test_a_convolution_behind_a_node_goes_by_its_spikes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    count = torch.ops.snnfast.count_events
-    monkeypatch.setattr(torch.ops.snnfast, "count_events", lambda x: calls.append(x.shape) or count(x))
+    share = torch.ops.snnfast.share_of_events
+    monkeypatch.setattr(torch.ops.snnfast, "share_of_events", lambda x: calls.append(x.shape) or share(x))
     node, conv = neuron.IFNode(4.0, step_mode="m"), layer.Conv2d(16, 32, 3, padding=1, step_mode="m")
     x = torch.rand(6, 2, 8, 8, 16).permute(0, 1, 4, 2, 3)
     spikes = node(x)
