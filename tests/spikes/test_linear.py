@@ -32,6 +32,7 @@ from torch import Tensor
 
 import snnfast
 from snnfast import functional
+from snnfast._core import ops
 
 pytestmark = pytest.mark.needs_extension
 neurons, every_neuron = (pytest.mark.parametrize("neuron", names) for names in (NEURONS, KINDS))
@@ -218,11 +219,14 @@ def test_torch_func() -> None:
 # ---- the ops: at any rate, with any instruction set and threads
 
 
-TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-13, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+TOLERANCES = {torch.float32: 1e-6, torch.float64: 2e-15, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 RATES = (0.0, 0.01, 0.2, 0.6, 1.0)  # with many outputs the last two take the dense product
 OF_PRODUCTS = (  # T, samples, neurons, outputs
     (25, 4, 100, 10), (8, 3, 64, 16), (1, 1, 1, 1), (9, 2, 65, 300), (40, 5, 200, 130), (3, 7, 33, 49),
-    (16, 1, 2100, 5),
+    (16, 1, 2100, 5), (41, 30, 500, 16), (9, 70, 20, 2000),
+)  # fmt: skip
+OF_EXACTNESS = (  # T, samples, neurons, outputs
+    (25, 128, 1000, 10), (25, 128, 1000, 256), (100, 128, 512, 10), (8, 32, 4096, 256),
 )  # fmt: skip
 
 
@@ -265,12 +269,43 @@ def test_products_are_those_of_numbers(shape: tuple[int, ...], dtype: torch.dtyp
         assert_near(found, torch.einsum("tro,trn->on", grad.double(), heights), dtype)
 
 
-@pytest.mark.parametrize("outputs", [10, 100])
-def test_results_do_not_depend_on_the_number_of_threads(outputs: int, isa: str) -> None:
-    weight, grad, one = normal(outputs, 700), normal(25, 40, outputs), torch.tensor(1.0)
-    bits, found = as_bits(random_spikes(25, 40, 700, 0.1)), []
-    for n in (1, 2, 3, 7):
-        torch.set_num_threads(n)
+def errors(found: Tensor, exact: Tensor) -> Tensor:
+    """The largest and the root mean square, each relative to that of what is exact."""
+    error = found.double() - exact
+    return torch.stack(
+        [size(error) / size(exact) for size in (lambda t: t.abs().max(), lambda t: t.square().mean().sqrt())]
+    )
+
+
+@pytest.mark.parametrize("shape", OF_EXACTNESS, ids=str)
+def test_sums_are_as_exact_as_those_of_the_loop(shape: tuple[int, ...]) -> None:
+    """On average over signed and positive numbers: one long chain of sums would be several times less exact."""
+    steps, samples, neurons, outputs = shape
+    one, of_products, of_gradients = torch.tensor(1.0), [], []
+    for rate, of in itertools.product((0.1, 0.3), (torch.Tensor.clone, torch.Tensor.abs)):
+        weight, grad = of(normal(outputs, neurons)), of(normal(steps, samples, outputs))
+        spikes = random_spikes(steps, samples, neurons, rate)
+        bits, spk = as_bits(spikes), spikes.float()
+        exact = spikes.double() @ weight.double().t()
+        by_bits = torch.ops.snnfast.spikes_linear(bits, weight, None, one, steps)
+        of_products.append([errors(t, exact) for t in (by_bits, torch.stack([F.linear(s, weight) for s in spk]))])
+        exact = grad.double().flatten(0, 1).t() @ spikes.double().flatten(0, 1)
+        by_bits = torch.ops.snnfast.spikes_linear_weight(bits, grad, one)
+        in_loop = sum(g.t() @ s for g, s in zip(grad.flip(0), spk.flip(0), strict=True))
+        of_gradients.append([errors(t, exact) for t in (by_bits, in_loop)])
+    for found in (of_products, of_gradients):
+        ours, loop = torch.stack([torch.stack(pair) for pair in found]).mean(0)
+        assert (ours <= 1.1 * loop).all(), (ours / loop).tolist()
+
+
+@pytest.mark.parametrize("outputs", [3, 10, 16, 17, 40, 100, 300])
+def test_no_bit_depends_on_threads_or_the_instruction_set(outputs: int, isa: str) -> None:
+    """At a rate at which both products are by events with each of them."""
+    bits, one = as_bits(random_spikes(25, 40, 700, 0.1)), torch.tensor(1.0)
+    weight, grad, found = normal(outputs, 700), normal(25, 40, outputs), []
+    for threads, used in ((1, ops.extension.isa_available()[0]), (1, isa), (2, isa), (3, isa), (7, isa)):
+        torch.set_num_threads(threads)
+        ops.extension.set_isa(used)
         product = torch.ops.snnfast.spikes_linear(bits, weight, None, one, 25)
         found.append((product, torch.ops.snnfast.spikes_linear_weight(bits, grad, one)))
     for again in found[1:]:

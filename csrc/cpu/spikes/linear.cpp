@@ -16,13 +16,19 @@ namespace snnfast {
 namespace {
 
 using cpu::EventKernels;
+using cpu::EventList;
 using cpu::Height;
 using cpu::in_parallel;
 using cpu::Isa;
+using cpu::kListed;
+using cpu::kLookedUpOutputs;
+using cpu::kSummed;
+using cpu::kWord;
 using cpu::Packed;
 using cpu::SpikeBits;
 using cpu::Tiles;
 using cpu::pool::Buffer;
+using cpu::pool::Scratch;
 using cpu::pool::scratch;
 
 const EventKernels& kernels() { SNN_RETURN_OF_CURRENT_ISA(event_kernels()) }
@@ -150,14 +156,19 @@ void dense_weight(const Product& p, const char* grad, void* gradient) {
 
 // ---- events
 
-// Vectors of a tile: the weights of a thousand neurons then stay in the L2 cache, and sums are read and written rarely.
+// The most vectors of a tile: the weights of a thousand neurons then stay in the L2 cache, and the gradient rows of
+// kSummed units do.
 constexpr int kForwardVectors = 8, kWeightVectors = 4;
 
-// Bytes of the sums that rows are added to at once: they stay in the L1 cache.
-constexpr int64_t kSumBytes = int64_t{16} << 10;
+// Bytes of the lists of events that several tiles read: those of many rows, so that the weights of a tile are read from
+// memory once for all of them. With one tile, each list is read as soon as it is made.
+constexpr int64_t kListBytes = int64_t{2} << 20;
 
-// Bytes of gradient rows that are added up before the next ones: a panel of them stays in the L2 cache.
-constexpr int64_t kPanelBytes = int64_t{1} << 20;
+// Bytes of the totals that rows are added to at once: they stay in the L2 cache.
+constexpr int64_t kTotalBytes = int64_t{512} << 10;
+
+// Bytes of the gradient rows that are packed at once.
+constexpr int64_t kPanelBytes = int64_t{4} << 20;
 
 // Tiles as narrow as the outputs allow, none with more vectors than `most`.
 Tiles tiles_of(const Product& p, int most) {
@@ -175,35 +186,46 @@ void events_forward(const Product& p, const void* weight, const void* bias, void
   in_parallel(0, N, kGrain / p.O, [&](int64_t first, int64_t last) {
     kernels().pack_weight[dtype](weight, p.O, N, p.height, packed, first, last);
   });
+  const int64_t lists_of_unit = 8 * ((N + kListed - 1) / kListed), bytes = lists_of_unit * int64_t{sizeof(EventList)};
   in_parallel(0, p.spikes.units(), kGrain / (8 * N * tiles.count), [&](int64_t first, int64_t last) {
-    kernels().forward[dtype](p.spikes, packed, bias, p.O, y, first, last);
+    const int64_t at_once = tiles.count == 1 ? 1 : std::clamp<int64_t>(kListBytes / bytes, 1, last - first);
+    Scratch<EventList> lists(at_once * lists_of_unit);
+    for (; first < last; first += at_once) {
+      kernels().forward[dtype](p.spikes, packed, bias, p.O, y, first, std::min(first + at_once, last), lists.data());
+    }
   });
 }
 
 void events_weight(const Product& p, const void* grad, void* gradient) {
   const auto dtype = static_cast<size_t>(p.dtype);
-  const int64_t N = p.spikes.N, units = p.spikes.units();
-  const Tiles tiles = tiles_of(p, kWeightVectors);
-  const int64_t row = tiles.width() * opmath_size(p.dtype), block = kPanelBytes / (8 * row);
-  const int64_t group = kSumBytes / row, groups = (N + group - 1) / group;
-  const Buffer sums = scratch(tiles.count * N * row);
-  // A thread takes groups of a tile, and of the next one: each sum is its own, whatever the other threads do.
-  in_parallel(0, tiles.count * groups, kGrain / (units * 8 * group), [&](int64_t at, int64_t stop) {
-    const Buffer panel = scratch(block * 8 * row);
-    for (int64_t end; at < stop; at = end) {
-      const int64_t tile = at / groups, first = at % groups * group;
-      end = std::min(stop, (tile + 1) * groups);
-      const int64_t last = std::min(first + (end - at) * group, N);
-      char* const to = sums.get() + tile * N * row;
-      std::fill(to + first * row, to + last * row, char{0});
-      for (int64_t a = 0; a < units; a += block) {
-        const int64_t b = std::min(a + block, units);
-        kernels().pack_rows[dtype](p.spikes, grad, p.O, tiles, tile, a, b, panel.get());
-        for (int64_t neuron = first; neuron < last; neuron += group) {
-          kernels().add_rows[dtype](p.spikes, neuron, std::min(neuron + group, last), a, b, tiles, panel.get(), to);
-        }
+  const bool few = p.O <= kLookedUpOutputs;
+  const Tiles tiles = tiles_of(p, few ? kForwardVectors : kWeightVectors);
+  const int64_t N = p.spikes.N, units = p.spikes.units(), row = tiles.width() * opmath_size(p.dtype);
+  const int64_t summed = kSummed * 8 * row * tiles.count;  // bytes of the rows that are summed before they are added
+  const int64_t block = std::min(units, std::max<int64_t>(1, kPanelBytes / summed) * kSummed);
+  const int64_t parts = (N + kWord - 1) / kWord * tiles.count,
+                at_once = std::max<int64_t>(1, kTotalBytes / (kWord * row));
+  const auto add = few ? kernels().add_subsets_of_rows[dtype] : kernels().add_rows[dtype];
+  const Buffer totals = scratch(tiles.count * N * row), panels = scratch(tiles.count * block * 8 * row);
+  std::fill_n(totals.get(), tiles.count * N * row, char{0});
+  for (int64_t a = 0; a < units; a += block) {
+    const int64_t b = std::min(a + block, units), panel = (b - a) * 8 * row;
+    in_parallel(a, b, kGrain / (8 * p.O), [&](int64_t first, int64_t last) {
+      for (int64_t tile = 0; tile < tiles.count; ++tile) {
+        char* const to = panels.get() + tile * panel + (first - a) * 8 * row;
+        kernels().pack_rows[dtype](p.spikes, grad, p.O, tiles, tile, first, last, to);
       }
-      kernels().unpack_sums[dtype](to, tiles, tile, p.O, N, p.height, first, last, gradient);
+    });
+    in_parallel(0, parts, kGrain / ((b - a) * 8 * kWord), [&](int64_t first, int64_t last) {
+      for (; first < last; first += at_once) {
+        add(p.spikes, {panels.get(), tiles}, a, b, first, std::min(first + at_once, last), totals.get());
+      }
+    });
+  }
+  in_parallel(0, N, kGrain / p.O, [&](int64_t first, int64_t last) {
+    for (int64_t tile = 0; tile < tiles.count; ++tile) {
+      const char* const from = totals.get() + tile * N * row;
+      kernels().unpack_totals[dtype](from, tiles, tile, p.O, N, p.height, first, last, gradient);
     }
   });
 }
@@ -250,8 +272,12 @@ Tensor spikes_linear_weight(const Tensor& bits, const Tensor& grad, const Tensor
   Tensor gradient = make(grad, Shape(std::array<int64_t, 2>{p.O, p.spikes.N}));
   if (p.empty()) return torch::stable::zero_(gradient);
   const auto* const from = static_cast<const char*>(g.const_data_ptr());
-  dense_is_faster(p) ? dense_weight(p, from, gradient.mutable_data_ptr())
-                     : events_weight(p, from, gradient.mutable_data_ptr());
+  void* const to = gradient.mutable_data_ptr();
+  if (p.O > kLookedUpOutputs && dense_is_faster(p)) {
+    dense_weight(p, from, to);
+  } else {
+    events_weight(p, from, to);
+  }
   return gradient;
 }
 
