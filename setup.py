@@ -47,7 +47,10 @@ INSTRUCTION_SETS = {
     "baseline": (["-Os"], ""),
 }
 # Compiled once for each instruction set, besides those of the neurons.
-KERNELS = "spikes/events", "spikes/convolution", "images/pooling", "images/winograd", "norm/kernels", "program/kernels"
+KERNELS = (
+    "spikes/events", "spikes/convolution", "spikes/rate", "images/pooling", "images/winograd", "norm/kernels",
+    "program/kernels",
+)  # fmt: skip
 NEURONS = sorted(path.stem for path in (ROOT / "csrc/neurons").glob("*.h"))
 
 # No contraction to fused multiply-add: it would round membranes differently from PyTorch. g++ vectorises the threshold
@@ -443,7 +446,10 @@ def write_ninja(path: Path, output: Path) -> None:
         ("csrc/cpu/unroll/dispatch.cpp", "cpu_dispatch", []),
         ("csrc/cpu/memory/pool.cpp", "cpu_pool", []),
         ("csrc/cpu/memory/system.cpp", "cpu_system", []),
-        *((f"csrc/cpu/spikes/{name}.cpp", f"spikes_{name}", []) for name in ("connected", "conv2d", "linear")),
+        *(
+            (f"csrc/cpu/spikes/{name}.cpp", f"spikes_{name}", [])
+            for name in ("connected", "conv2d", "linear", "rate_coding")
+        ),
         ("csrc/cpu/images/pool2d.cpp", "pool2d", []),
         ("csrc/cpu/images/winograd_conv2d.cpp", "winograd_conv2d", []),
         *((f"csrc/cpu/norm/{name}.cpp", f"norm_{name}", []) for name in ("batch_norm", "neurons")),

@@ -148,8 +148,8 @@ class Neuron:
 
 # All others of the product's namespace.
 OPS = (
-    "average_pooling", "average_pooling_backward", "batch_norm_backward", "batch_norm_forward", "event_conv2d",
-    "event_conv2d_weight", "max_pooling", "max_pooling_backward", "norm_statistics", "program_backward",
+    "average_pooling", "average_pooling_backward", "batch_norm_backward", "batch_norm_forward", "draw_spikes",
+    "event_conv2d", "event_conv2d_weight", "max_pooling", "max_pooling_backward", "norm_statistics", "program_backward",
     "program_between_backward", "program_between_forward", "program_forward", "rows_like", "share_of_events",
     "spikes_as_bits", "spikes_linear", "spikes_linear_weight", "winograd_conv2d",
 )  # fmt: skip

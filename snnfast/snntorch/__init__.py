@@ -2,7 +2,8 @@
 
 Everything of ``snntorch`` is here under its own name: ``snn.SLSTM``, ``snn.surrogate``, ``snn.functional``,
 ``snn.spikegen``, ``snn.utils`` and so on. They are the objects of the installed snnTorch, which is not patched. Only
-the neurons that :mod:`snnfast` has are replaced, such as ``snn.Leaky``. The new classes are subclasses of snnTorch's,
+the neurons that :mod:`snnfast` has are replaced, such as ``snn.Leaky``, and ``snn.spikegen.rate``, which draws the same
+spikes faster. The new classes are subclasses of snnTorch's,
 so that ``isinstance``, ``utils.reset``, ``backprop`` and the NIR exporter know them. :func:`convert` puts the layers of
 an existing model on the kernels, and :func:`revert` undoes it.
 
@@ -49,13 +50,19 @@ class _Submodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not fullname.startswith(f"{__name__}.") or importlib.util.find_spec(_snntorchs(fullname)) is None:
+        if not fullname.startswith(f"{__name__}.") or fullname in _OWN:
+            return None
+        if importlib.util.find_spec(_snntorchs(fullname)) is None:
             return None
         return importlib.machinery.ModuleSpec(fullname, self)
 
     def exec_module(self, module: ModuleType) -> None:
         # The import system returns what is in sys.modules after this. snnTorch's own module keeps its name and spec.
         sys.modules[module.__name__] = importlib.import_module(_snntorchs(module.__name__))
+
+
+_OWN = (f"{__name__}.spikegen",)
+"""Submodules that are files here, and not snnTorch's."""
 
 
 def _snntorchs(fullname: str) -> str:
@@ -65,6 +72,8 @@ def _snntorchs(fullname: str) -> str:
 # It is the first finder: the usual one would load a second copy of a module inside of snntorch.functional from its
 # file.
 sys.meta_path.insert(0, _Submodules())
+
+spikegen = importlib.import_module(f"{__name__}.spikegen")
 
 
 def __getattr__(name: str) -> Any:
