@@ -14,7 +14,7 @@ using cpu::Twister;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-cpu::DrawSpikes kernel(){SNN_RETURN_OF_CURRENT_ISA(draw_spikes())}
+cpu::DrawSpikes kernel() { SNN_RETURN_OF_CURRENT_ISA(draw_spikes()) }
 
 // The bytes of Generator.get_state() of a generator on the CPU, which torch.Generator documents as saved and restored,
 // and PyTorch has kept since its first version.
@@ -29,9 +29,9 @@ struct GeneratorState {
 
 // Draws `steps` spikes [steps, *] for each probability, and writes the state of the generator behind them to `state`.
 Tensor draw_spikes(const Tensor& probabilities, int64_t steps, Tensor state) {
-  STD_TORCH_CHECK(probabilities.is_cpu() && probabilities.scalar_type() == ScalarType::Float &&
-                      probabilities.is_contiguous(),
-                  "probabilities: expected contiguous float32 on the CPU");
+  STD_TORCH_CHECK(
+      probabilities.is_cpu() && probabilities.scalar_type() == ScalarType::Float && probabilities.is_contiguous(),
+      "probabilities: expected contiguous float32 on the CPU");
   STD_TORCH_CHECK(steps >= 0, "steps: expected a number from 0");
   STD_TORCH_CHECK(state.is_cpu() && state.scalar_type() == ScalarType::Byte && state.is_contiguous() &&
                       state.numel() == sizeof(GeneratorState),
