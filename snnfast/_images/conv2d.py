@@ -17,8 +17,11 @@ from snnfast._images.choice import define_node, pair, takes_kernels
 
 __all__ = ["conv2d", "convolved"]
 
-_LEAST_TAPS, _MOST_TAPS = 4, 1 << 10
-"""The fewest and the most taps of a kernel. An event of one tap takes as long to find as to add."""
+_LEAST_TAPS, _MOST_TAPS, _MOST_COLUMNS = 4, 1 << 10, 1 << 8
+"""The fewest and the most taps of a kernel, and its most columns, for the kernels that count places in 16 bits.
+
+An event of one tap takes as long to find as to add.
+"""
 
 _MOST_VALUES, _MOST_PIXELS = 1 << 28, 1 << 25
 """The largest image for the kernels, which count in 32 bits: its values; its pixels with padding and kernel around."""
@@ -90,7 +93,8 @@ def _by_kernels(
         return cast(Tensor, torch.ops.snnfast.conv2d(x, weight, bias, *how))
     share = _share(x)
     few = _are_few(share, x, weight, *how)
-    pays = few or winograd.pays(x, weight, *how) or (weight.requires_grad and share <= _MOST_OF_WEIGHT)
+    of_weight = weight.requires_grad and torch.is_grad_enabled() and share <= _MOST_OF_WEIGHT
+    pays = few or of_weight or winograd.pays(x, weight, *how)
     return _Convolution.apply(x, weight, bias, *how, few, share) if pays else None
 
 
@@ -106,7 +110,8 @@ def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: An
         and min(pair(stride)) >= 1
         and all(p >= 0 and n + 2 * p >= k for n, p, k in zip(x.shape[2:], pair(padding), weight.shape[2:], strict=True))
         and _rows(x, weight, padding, 0) * _rows(x, weight, padding, 1) <= _MOST_PIXELS
-        and _LEAST_TAPS <= weight.shape[2:].numel() <= _MOST_TAPS
+        and weight.shape[2:].numel() >= _LEAST_TAPS
+        and _is_small(weight)
         and _are_long(weight.shape[1:].numel(), weight.shape[0])
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
@@ -116,6 +121,11 @@ def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: An
 
 def _rows(x: Tensor, weight: Tensor, padding: Any, dim: int) -> int:
     return x.shape[2 + dim] + 2 * pair(padding)[dim] + weight.shape[2 + dim]
+
+
+def _is_small(weight: Tensor) -> bool:
+    """Whether the kernels can count the places under it."""
+    return weight.shape[2:].numel() <= _MOST_TAPS and weight.shape[3] <= _MOST_COLUMNS
 
 
 def _are_long(inputs: int, outputs: int) -> bool:
@@ -295,7 +305,7 @@ def _conv2d_backward(
         raise ValueError(f"grad: expected the shape of the output, {shape}, got {tuple(grad.shape)}")
     if biases != [weight.shape[0]] and (needs[2] or biases is not None):
         raise ValueError(f"biases: expected [{weight.shape[0]}], the shape of the bias, got {biases}")
-    ours = takes_kernels(x) and weight.shape[2:].numel() <= _MOST_TAPS
+    ours = takes_kernels(x) and _is_small(weight)
     found = _gradients(grad, x, weight, stride, padding, biases, needs, share=_share(x) if ours else 1.0, ours=ours)
     in_order = zip(found, (x, weight, found[2]), needs, strict=True)
     return [_in_order(t, like) for t, like, need in in_order if need and t is not None and like is not None]

@@ -393,6 +393,22 @@ def test_an_image_that_is_too_large_for_the_kernels_is_pytorchs(
     assert torch.equal(found, torch.conv2d(x, weight, None, 1, 1))
 
 
+@pytest.mark.parametrize(
+    ("kernel", "is_small"), [((1, 256), True), ((1, 257), False), ((32, 32), True), ((32, 33), False)]
+)
+def test_a_kernel_that_is_too_large_is_pytorchs(
+    kernel: tuple[int, int], is_small: bool, by_kernels: list[str]
+) -> None:
+    x, weight = spikes(2, 8, kernel[0] + 2, kernel[1] + 3), torch.randn(20, 8, *kernel)
+    results = []
+    for function in (conv2d, torch.conv2d):
+        given = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        y = function(*given)
+        results.append((y, *torch.autograd.grad(y, given, torch.linspace(-1, 1, y.numel()).view(y.shape))))
+    assert_all_close(*results, relative=1e-5)
+    assert bool(by_kernels) == is_small
+
+
 @functions
 def test_the_reference_and_transforms_see_pytorchs(function: Any, by_kernels: list[str]) -> None:
     x, weight, bias, _ = convolution("plain", wider=2)
