@@ -3,9 +3,9 @@
 Everything of ``snntorch`` is here under its own name: ``snn.SLSTM``, ``snn.surrogate``, ``snn.functional``,
 ``snn.spikegen``, ``snn.utils`` and so on. They are the objects of the installed snnTorch, which is not patched. Only
 the neurons that :mod:`snnfast` has are replaced, such as ``snn.Leaky``, and ``snn.spikegen.rate``, which draws the same
-spikes faster. The new classes are subclasses of snnTorch's,
-so that ``isinstance``, ``utils.reset``, ``backprop`` and the NIR exporter know them. :func:`convert` puts the layers of
-an existing model on the kernels, and :func:`revert` undoes it.
+spikes faster. The new classes are subclasses of snnTorch's, so that ``isinstance``, ``utils.reset``, ``backprop`` and
+the NIR exporter know them. :func:`convert` puts the layers of an existing model on the kernels, and :func:`revert`
+undoes it.
 
 Submodules can be imported as well: ``import snnfast.snntorch.functional as SF`` gives ``snntorch.functional``.
 
@@ -51,7 +51,7 @@ class _Submodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if not fullname.startswith(f"{__name__}.") or fullname in _OWN:
-            return None
+            return None  # the usual finder has it
         if importlib.util.find_spec(_snntorchs(fullname)) is None:
             return None
         return importlib.machinery.ModuleSpec(fullname, self)

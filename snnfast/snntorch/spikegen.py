@@ -1,4 +1,4 @@
-"""snnTorch's ``spikegen``, of which :func:`rate` and :func:`rate_conv` draw the same spikes in a tenth of the time.
+"""snnTorch's ``spikegen``, of which :func:`rate` and :func:`rate_conv` draw the same spikes faster.
 
 Everything else is snnTorch's own.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from snnfast._core import backend, ops
 from snnfast._core.pytorch import transforms_are_active
 
-__all__ = ["rate", "rate_conv"]
+__all__ = [name for name in vars(_theirs) if not name.startswith("_")]  # as a star import of snnTorch's has them
 
 _drawing = threading.Lock()
 
@@ -105,7 +105,11 @@ def _takes(data: Any, *numbers: Any) -> bool:
 
 
 def _drawn(probabilities: Tensor, steps: int) -> Tensor:
-    """Spikes ``[steps, *]`` with the next random numbers of PyTorch's generator."""
+    """Spikes ``[steps, *]`` with the next random numbers of PyTorch's generator.
+
+    Another thread that draws by PyTorch at the same moment may get some of the same numbers: the lock of PyTorch's
+    generator can't be taken from Python.
+    """
     if probabilities.isnan().any():
         torch.bernoulli(probabilities)  # raises PyTorch's error
     with _drawing:

@@ -396,9 +396,7 @@ def test_an_image_that_is_too_large_for_the_kernels_is_pytorchs(
 @pytest.mark.parametrize(
     ("kernel", "is_small"), [((1, 256), True), ((1, 257), False), ((32, 32), True), ((32, 33), False)]
 )
-def test_a_kernel_that_is_too_large_is_pytorchs(
-    kernel: tuple[int, int], is_small: bool, by_kernels: list[str]
-) -> None:
+def test_a_kernel_that_is_too_large_is_pytorchs(kernel: tuple[int, int], is_small: bool, by_kernels: list[str]) -> None:
     x, weight = spikes(2, 8, kernel[0] + 2, kernel[1] + 3), torch.randn(20, 8, *kernel)
     results = []
     for function in (conv2d, torch.conv2d):

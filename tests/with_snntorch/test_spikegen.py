@@ -133,6 +133,17 @@ def test_a_compiled_loop_has_the_spikes_of_its_loop() -> None:
 
 
 @pytest.mark.needs_extension
+@pytest.mark.parametrize("data", [VALUES[:0], VALUES])
+def test_a_new_generator(data: Tensor) -> None:
+    states = []
+    for module in (ours, theirs):
+        torch.manual_seed(3)
+        module.rate(data, 2)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+@pytest.mark.needs_extension
 def test_bad_states_are_errors() -> None:
     state = torch.get_rng_state()
     for bad in (state[:-1], state.int(), torch.zeros_like(state), state.repeat(2)[::2]):
@@ -151,3 +162,8 @@ def test_everything_else_of_the_module_is_snntorchs() -> None:
     others = [name for name in dir(theirs) if not name.startswith("_") and name not in ("rate", "rate_conv")]
     assert "latency" in others
     assert all(getattr(ours, name) is getattr(theirs, name) for name in others)
+    by_star: list[dict[str, Any]] = [{}, {}]
+    for module, names in zip((ours, theirs), by_star, strict=True):
+        exec(f"from {module.__name__} import *", names)
+    assert by_star[0].keys() == by_star[1].keys()
+    assert by_star[0]["rate"] is ours.rate

@@ -16,8 +16,8 @@ using torch::stable::Tensor;
 
 cpu::DrawSpikes kernel() { SNN_RETURN_OF_CURRENT_ISA(draw_spikes()) }
 
-// The bytes of Generator.get_state() of a generator on the CPU, which torch.Generator documents as saved and restored,
-// and PyTorch has kept since its first version.
+// The bytes of Generator.get_state() of a generator on the CPU, as PyTorch reads and writes them.
+// tests/with_snntorch/test_spikegen.py compares the state behind a draw with PyTorch's.
 struct GeneratorState {
   uint64_t seed;
   int32_t left;  // of 624 numbers; 1: none
@@ -49,6 +49,7 @@ Tensor draw_spikes(const Tensor& probabilities, int64_t steps, Tensor state) {
     strides.push_back(probabilities.stride(dim));
   }
   const Tensor spikes = CpuBackend::empty(probabilities, Shape(sizes), Shape(strides), ScalarType::Float);
+  if (spikes.numel() == 0) return spikes;
   kernel()(static_cast<const float*>(probabilities.const_data_ptr()), probabilities.numel(), steps, twister,
            static_cast<float*>(spikes.mutable_data_ptr()));
   for (int i = 0; i < Twister::kSize; ++i) generator.state[i] = twister.state[i];
