@@ -36,7 +36,11 @@ rows_like: Any = None
 """``(like, rows)`` to memory for ``[rows, *]`` like ``[*]``; ``None`` where a namespace has it not."""
 
 spikes_as_bits: Any = None
-"""``[T, R, N]`` to ``[(T + 7) // 8, R, N]`` for ``spikes_linear_weight``; ``None`` where a namespace has it not."""
+"""``[T, R, N]`` to its spikes as bits ``[(T + 7) // 8, R, N]``, their number, and their height.
+
+The height is NaN where the values are no spikes: others than 0 differ, or are not finite. ``None``: a namespace has it
+not.
+"""
 
 norm_ops: Any = None
 """The ops ``norm_statistics``, ``<neuron>_norm_forward`` and ``<neuron>_norm_backward``, of ``NORM_RESETS``."""

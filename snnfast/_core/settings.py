@@ -167,8 +167,9 @@ def use_events(wanted: bool) -> Choice[bool]:
     If only a linear layer reads the spikes of a neuron layer, the CPU kernels can pass them on as one bit each. This
     happens in :class:`MultiStep`, in a compiled loop, and with the ``weight`` of :func:`snnfast.functional.lif`. The
     product then visits only the neurons that spiked, and neither the spikes nor their gradient are ever written as
-    numbers. Calls of fewer than 256 rows (samples times steps) use numbers. Convolutions of few spikes in
-    :class:`MultiStep` also visit only the spikes, and large ones of many are computed by Winograd's method.
+    numbers. Calls of fewer than 256 rows (samples times steps) use numbers. Where a large linear layer is given few
+    spikes as numbers, such as rate-coded images, :class:`MultiStep` and a compiled loop pack them. Convolutions of few
+    spikes in :class:`MultiStep` also visit only the spikes, and large ones of many are computed by Winograd's method.
 
     Results are the same as with numbers, up to the order of the sums. There is one exception: a weight or a gradient
     that is not finite has no effect where there is no spike. With numbers, its product with 0 would be NaN.

@@ -365,6 +365,6 @@ def _gradient_of_rows(
     every, spks = every.reshape(rows), spks.reshape(rows)
     counts = ops.spikes_as_bits is not None and settings.events.value and every.is_cpu and every.numel() > 0
     if counts and graded is not None and graded.dim() == 0 and every.shape[0] * every.shape[1] >= _linear.LEAST_ROWS:
-        bits = ops.spikes_as_bits(spks)  # adds a row of the gradient for each spike, where these are few
+        bits, *_ = ops.spikes_as_bits(spks)  # adds a row of the gradient for each spike, where these are few
         return ops.spikes_linear_weight(bits, every, graded)  # type: ignore[no-any-return]
     return mm(every.flatten(0, 1).t(), spks.flatten(0, 1))

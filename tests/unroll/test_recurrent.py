@@ -395,7 +395,8 @@ def test_a_compiled_loop_of_connected_neurons_is_the_loop(kind: str | None, loop
 def test_spikes_become_the_bits_that_a_product_takes() -> None:
     for dtype, steps in itertools.product((torch.float32, torch.float64, torch.float16, torch.bfloat16), (1, 8, 19)):
         spk = (torch.rand(steps, 3, 7) < 0.4).to(dtype) * -0.5
-        bits = ops.spikes_as_bits(spk)
+        bits, count, height = ops.spikes_as_bits(spk)
+        assert (count, height) == ((spk != 0).sum(), -0.5)
         for t in range(steps):
             assert torch.equal(bits[t // 8] >> t % 8 & 1, (spk[t] != 0).byte())
         assert bits.shape == ((steps + 7) // 8, 3, 7)

@@ -31,6 +31,33 @@ int64_t count(const uint8_t* bits, int64_t bytes) {
   return found;
 }
 
+// A word as wide as a dtype: values are compared by their bits.
+template <typename S>
+using Word = std::conditional_t<sizeof(S) == 8, uint64_t, std::conditional_t<sizeof(S) == 4, uint32_t, uint16_t>>;
+
+template <typename S>
+bool pack(const void* values, int64_t steps, int64_t N, const void* height, uint8_t* bits) {
+  using W = Word<S>;
+  constexpr W kMagnitude = static_cast<W>(~W{0}) >> 1;  // without the sign, as -0 is no spike
+  W one, others = 0;
+  std::memcpy(&one, height, sizeof one);
+  for (int64_t at = 0; at < N; at += kWord) {
+    const int64_t n = least(kWord, N - at);
+    uint8_t found[kWord] = {};
+    for (int64_t k = 0; k < steps; ++k) {
+      const W* const row = static_cast<const W*>(values) + k * N + at;
+      const auto bit = static_cast<uint8_t>(1 << k);
+      for (int64_t i = 0; i < n; ++i) {  // no branch: which values are spikes can't be predicted
+        const W spikes = static_cast<W>(-static_cast<W>((row[i] & kMagnitude) != 0));
+        found[i] |= static_cast<uint8_t>(spikes) & bit;
+        others |= (row[i] ^ one) & spikes;
+      }
+    }
+    std::memcpy(bits + at, found, static_cast<size_t>(n));
+  }
+  return others == 0;
+}
+
 #if !defined(__AVX2__)
 // Gathers the lowest bits of eight bytes, whose other bits are 0.
 SNN_HD uint64_t gather_bits(uint64_t ones) { return ones * 0x0102040810204080 >> 56; }
@@ -462,6 +489,7 @@ const EventKernels& event_kernels() {
   }
   static constexpr EventKernels kAll{
       count,
+      SNN_EACH(pack),
       SNN_EACH(pack_weight),
       SNN_EACH(pack_rows),
       SNN_EACH(forward),

@@ -27,7 +27,7 @@ struct SpikeBits {
 inline constexpr int64_t kWord = 64;
 
 // The number of neurons whose weights are added up before their sum goes into the total.
-inline constexpr int64_t kListed = 512;
+inline constexpr int64_t kListed = 256;
 
 struct EventList {  // of one row
   int listed;
@@ -68,6 +68,8 @@ struct Height {      // of the spikes
 struct EventKernels {
   // Counts the bits that are set.
   int64_t (*count)(const uint8_t* bits, int64_t bytes);
+  // Sets bits [N] where values [steps, N] of one unit are not 0. Returns whether all of these are the value `height`.
+  bool (*pack[4])(const void* values, int64_t steps, int64_t N, const void* height, uint8_t* bits);
   // Puts weight [O, N] times the height of the spikes into tiles [count, N, width], for neurons first to last - 1.
   void (*pack_weight[4])(const void* weight, int64_t O, int64_t N, const Height&, const Packed&, int64_t first,
                          int64_t last);

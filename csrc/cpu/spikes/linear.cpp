@@ -1,8 +1,14 @@
-// The ops of a Linear layer behind a layer of neurons: products of spikes as bits with a weight, and the gradient of
-// the weight. They exist on the CPU only: elsewhere snnfast/ converts the bits to numbers and calls PyTorch's product.
+// The ops of a Linear layer that is given spikes: these as bits, their products with a weight, and the gradient of the
+// weight. They exist on the CPU only: elsewhere snnfast/ converts the bits to numbers and calls PyTorch's product.
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
+#include <tuple>
 
 #include <torch/csrc/stable/library.h>
 
@@ -230,7 +236,52 @@ void events_weight(const Product& p, const void* grad, void* gradient) {
   });
 }
 
+// ---- spikes that are found among numbers
+
+// Packs values [T, N] of a dtype whose bytes are those of a word, eight steps to a byte. Returns the value that all
+// have that are not 0: 0 if there is none, NaN if they differ. Then the bits are not all written.
+template <typename S, typename Word>
+double pack(DType dtype, const void* from, int64_t T, int64_t N, uint8_t* to) {
+  const Word* const words = static_cast<const Word*>(from);
+  const Word* const end = words + T * N;
+  // Words are shifted to lose their sign, as -0 is no spike.
+  const Word* const first = std::find_if(words, end, [](Word w) { return static_cast<Word>(w << 1) != 0; });
+  S height{};
+  if (first != end) std::memcpy(&height, first, sizeof height);
+  std::atomic<bool> equal = true;
+  in_parallel(0, (T + 7) / 8, kGrain / (8 * N), [&](int64_t unit, int64_t last) {
+    for (; unit < last && equal.load(std::memory_order_relaxed); ++unit) {
+      const int64_t t = 8 * unit, steps = std::min<int64_t>(8, T - t);
+      if (!kernels().pack[static_cast<int>(dtype)](words + t * N, steps, N, &height, to + unit * N)) equal = false;
+    }
+  });
+  return equal ? static_cast<double>(height) : std::numeric_limits<double>::quiet_NaN();
+}
+
 // ---- the ops
+
+// [T, R, N] to bits [(T + 7) / 8, R, N] that tell where it is not 0; how many these are, and the value of all of them.
+// Where they differ, or are not finite, the values are no spikes: the value is NaN, and the bits are anything.
+std::tuple<Tensor, int64_t, double> spikes_as_bits(const Tensor& spk) {
+  CpuBackend::check_device(spk);
+  STD_TORCH_CHECK(spk.dim() == 3 && spk.is_contiguous(), "spk: expected contiguous [T, R, N]");
+  const DType dtype = dtype_of(spk, "spk");
+  const int64_t T = spk.size(0), N = spk.size(1) * spk.size(2);
+  const Shape shape(std::array<int64_t, 3>{(T + 7) / 8, spk.size(1), spk.size(2)});
+  Tensor bits = CpuBackend::empty(spk, shape, contiguous_strides(shape), ScalarType::Byte);
+  if (spk.numel() == 0) return {bits, 0, 0.0};
+  auto* const to = static_cast<uint8_t*>(bits.mutable_data_ptr());
+  const void* const from = spk.const_data_ptr();
+  double value = 0;
+  switch (dtype) {
+    case DType::kFloat: value = pack<float, uint32_t>(dtype, from, T, N, to); break;
+    case DType::kDouble: value = pack<double, uint64_t>(dtype, from, T, N, to); break;
+    case DType::kHalf: value = pack<torch::headeronly::Half, uint16_t>(dtype, from, T, N, to); break;
+    case DType::kBFloat16: value = pack<torch::headeronly::BFloat16, uint16_t>(dtype, from, T, N, to); break;
+  }
+  if (!std::isfinite(value)) return {bits, 0, std::numeric_limits<double>::quiet_NaN()};
+  return {bits, kernels().count(to, bits.numel()), value};
+}
 
 Tensor make(const Tensor& like, const Shape& shape) {
   elements(shape);
@@ -307,11 +358,13 @@ void cpu::each_spike_gradient(const Outputs& outputs, DType dtype, int64_t T, in
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
+  m.def("spikes_as_bits(Tensor spk) -> (Tensor, int, float)");
   m.def("spikes_linear(Tensor bits, Tensor weight, Tensor? bias, Tensor graded, SymInt steps) -> Tensor");
   m.def("spikes_linear_weight(Tensor bits, Tensor grad, Tensor graded) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
+  m.impl("spikes_as_bits", SNN_BOX(spikes_as_bits));
   m.impl("spikes_linear", SNN_BOX(spikes_linear));
   m.impl("spikes_linear_weight", SNN_BOX(spikes_linear_weight));
 }
