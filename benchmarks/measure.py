@@ -4,12 +4,15 @@ import math
 import os
 import platform
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 TURN = 5  # calls, or
 TURN_SECONDS = 0.05  # what is more
@@ -100,6 +103,38 @@ def kept(forward: Callable[[], Iterable[Tensor]], given: Iterable[Tensor]) -> Ke
         outputs = tuple(forward())
     known = {tensor.untyped_storage().data_ptr() for tensor in (*outputs, *given)}
     return Kept(sum(storages.values()), sum(size for address, size in storages.items() if address not in known))
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the storages that ops return, while these are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **kwargs or {})
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in given | self._known:
+                self._known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return result
+
+    def _freed(self, address: int, size: int) -> None:
+        self._known.remove(address)
+        self.now -= size
+
+
+def peak_on_cpu(run: Callable[[], object]) -> int:
+    """Most bytes of tensors that are alive at once during a call, beyond those before it; not what ops use inside."""
+    run()
+    with _Alive() as alive:
+        run()
+    return alive.most
 
 
 def peak_on_gpu(run: Callable[[], object]) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
-from .registry import CLASSES, HIDDEN, NETWORKS, SEQUENCE, Case, widths
+from .registry import CLASSES, HIDDEN, NETWORKS, SCALED, SCALING, SEQUENCE, Case, widths
 
 if TYPE_CHECKING:
     from .peers import Neuron
@@ -36,6 +36,8 @@ def neuron_steps(case: Case) -> int:
     """Count the neuron-steps of all layers of neurons."""
     if case.kind == "convolution":
         return case.T * case.B * (CHANNELS[0] * 12 * 12 + FEATURES + CLASSES)
+    if case.kind == SCALING:
+        return case.T * case.B * sum(SCALED)
     return case.T * case.B * sum(widths(case)[1:]) if case.kind in WHOLE else case.neuron_steps
 
 

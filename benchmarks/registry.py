@@ -43,6 +43,8 @@ NEURONS[NODE] = Model(NODE, (), ("v",), {"tau": 2.0, "detach_reset": True, "step
 NETWORKS = ("tutorial5", "deep", "convolution")
 POOLED = "pooled"  # batch normalisation, neurons and pooling
 SEQUENCE = "sequence"  # as deep, of so many steps that no loop of them is compiled
+SCALING = "scaling"  # the network of jaxpike's memory_scaling.py, on ones, for time and peak memory
+SCALED = (128, 128)  # its neurons
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Case:
     """One workload: ``kind`` names what computes it, in :mod:`benchmarks.workloads` or :mod:`benchmarks.runner`."""
 
     suite: str
-    # layer, loop, recurrent, pair, product, norm, collection, sequence, public, compile, epoch, or a network
+    # layer, loop, recurrent, pair, product, norm, collection, sequence, scaling, public, compile, epoch, or a network
     kind: str
     T: int
     B: int
@@ -218,6 +220,7 @@ def suites(device: str) -> dict[str, list[Case]]:
         "memory": [
             Case("memory", "deep", 25, 128, (784,), hidden=(HIDDEN,) * 4, stored=True),
             Case("memory", SEQUENCE, 2048, 64, (512,), hidden=(512,) * 3, stored=True),
+            *(Case("memory", SCALING, T, 8, (64,), variant="64-128-128") for T in (100, 500, 1000, 2500, 5000)),
         ],
         "inference": [
             Case("inference", "layer", 100, 128, (1024,), backward=False, quick=True),

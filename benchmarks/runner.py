@@ -13,12 +13,12 @@ import torch
 
 import snnfast
 
-from .measure import alternate, available, kept, peak_on_gpu, seconds_of, seconds_on_gpu
+from .measure import alternate, available, kept, peak_on_cpu, peak_on_gpu, seconds_of, seconds_on_gpu
 from .networks import neuron_steps
 from .once import ONCE
 from .peers import PEERS, Peer, Unsupported
 from .peers.ours import OURS, RECORDED
-from .registry import POOLED, Case
+from .registry import POOLED, SCALING, Case
 from .workloads import Candidate, Data, build, make_data
 
 COPY = "copy_"
@@ -45,7 +45,7 @@ class Row:
     repeats: int = 0
     saved: float | None = None  # bytes per neuron-step, as the next two
     held: float | None = None
-    peak: float | None = None  # on a GPU
+    peak: float | None = None  # on a GPU, or of the kind scaling
     accuracy: float | None = None  # of the test images, after an epoch
     agree: float | None = None  # share of the spikes that are ours
     first: float | None = None  # of the collection: CPU seconds of the first call, which compiles
@@ -176,6 +176,8 @@ def _prepare(case: Case, peer: Peer, data: Data, row: Row, patience: float, besi
         row.saved, row.held = found.saved / count, found.held / count
     if device.type == "cuda":
         row.peak = peak_on_gpu(candidate.run) / neuron_steps(case)
+    elif case.kind == SCALING:
+        row.peak = peak_on_cpu(candidate.run) / neuron_steps(case)
     return candidate.run
 
 

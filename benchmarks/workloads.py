@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,8 @@ from snnfast._images.batch_norm import normalised
 from . import mnist
 from .networks import WHOLE, OverTime, loss_of, over_time
 from .peers import PEERS, Neuron, Peer, Unsupported
-from .peers.ours import OURS, layer_of
-from .registry import CLASSES, DTYPES, FORWARD, POOLED, WEIGHT_GRADIENT, Case
+from .peers.ours import CHECKPOINT, OURS, layer_of
+from .registry import CLASSES, DTYPES, FORWARD, POOLED, SCALED, SCALING, WEIGHT_GRADIENT, Case
 
 LEARNING_RATE = 5e-4
 ITERATIONS = 150  # after which a network counts as trained
@@ -58,6 +59,8 @@ def make_data(case: Case, device: torch.device) -> Data:
         return Data(spk_rec.float().to(device), torch.randn(case.T, *step, device=device), linear=linear.to(device))
     if case.kind in WHOLE:
         return Data(torch.rand(step, device=device), labels=torch.randint(CLASSES, (case.B,), device=device))
+    if case.kind == SCALING:
+        return Data(torch.ones(case.T, *step, device=device))
     if case.kind in ("norm", POOLED):
         x, grad = (torch.randn(case.T, *step, device=device).movedim(2, -1).contiguous().movedim(-1, 2) for _ in "xg")
         return Data(x.requires_grad_(), grad[..., ::2, ::2].clone() if case.kind == POOLED else grad)
@@ -114,6 +117,8 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
         return _norm(case, data, by_step=peer.name != OURS)
     if case.kind == POOLED:
         return _pooled(case, data, apart=peer.name != OURS)
+    if case.kind == SCALING:
+        return _scaling(case, data, checkpoint=peer.name == CHECKPOINT)
     if case.kind in WHOLE:
         assert data.labels is not None
         network, x, labels = Network(case, peer, device, data.weights), data.x, data.labels
@@ -268,6 +273,21 @@ def _pooled(case: Case, data: Data, apart: bool) -> Candidate:
         return (net(data.x),)
 
     return Candidate(lambda: torch.autograd.grad(forward(), wanted, data.grad), forward, wanted)
+
+
+def _scaling(case: Case, data: Data, checkpoint: bool) -> Candidate:
+    """Gradients of the mean spike with respect to the parameters, as jaxpike's ``memory_scaling.py`` has them."""
+    sizes = (*case.shape, *SCALED)
+    torch.manual_seed(0)
+    net = snnfast.MultiStep(*(layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), layer_of(case))))
+    wanted = [p for p in net.to(data.x.device).parameters() if p.requires_grad]
+
+    def forward() -> tuple[Tensor, ...]:
+        return (net(data.x, record_mem=False, reduce="sum", checkpoint=checkpoint)[0],)
+
+    return Candidate(
+        lambda: torch.autograd.grad(forward()[0].mean() / case.T, wanted), forward, [data.x, *net.parameters()]
+    )
 
 
 class Network:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import snnfast
 
 from ..networks import stages, wants_membranes
-from ..registry import NETWORKS, NEURONS, NODE, POOLED, SEQUENCE, Case
+from ..registry import NETWORKS, NEURONS, NODE, POOLED, SCALING, SEQUENCE, Case
 from . import snntorch_loop
 from .base import KINDS, Neuron, Peer, layer_options, node, stepping
 
@@ -96,9 +96,10 @@ LOOPS = (*NETWORKS, "recurrent", "compile")
 PEERS = [
     Peer(
         OURS, "snnfast", make, network=OverTime, loss=loss,
-        kinds=(*KINDS, SEQUENCE, "pair", "recurrent", "product", "norm", POOLED, "epoch"), neurons=tuple(NEURONS),
+        kinds=(*KINDS, SEQUENCE, SCALING, "pair", "recurrent", "product", "norm", POOLED, "epoch"),
+        neurons=tuple(NEURONS),
     ),
-    Peer(CHECKPOINT, "snnfast", make, network=in_parts, loss=loss, kinds=(SEQUENCE,)),
+    Peer(CHECKPOINT, "snnfast", make, network=in_parts, loss=loss, kinds=(SEQUENCE, SCALING)),
     Peer(GRAPH, "snnfast", make, network=OverTime, loss=loss, graph=True, devices=("cuda",), kinds=NETWORKS),
     Peer(
         NUMBERS, "snnfast", make, network=OverTime, loss=loss, around=lambda: snnfast.use_events(False),

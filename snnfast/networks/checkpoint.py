@@ -23,17 +23,22 @@ from snnfast.neurons.base import SpikingLayer
 
 __all__ = ["State", "check_part", "in_parts"]
 
+LEAST = 3 << 20
+"""Bytes that the layers return in a part of ``checkpoint=True`` at least: less memory is not worth the time that the
+Python of a part takes."""
+
 T = TypeVar("T")
 
 State = Tensor | tuple[Tensor | None, ...] | None
 """State of one neuron layer, or a tuple of states where its neurons have several."""
 
-Run = Callable[[Tensor, int | None, Sequence[State], Tensor | None], tuple[T, list[State]]]
-"""A network on ``x``, ``num_steps``, states and lengths. It returns its results and the states after the last step."""
+Run = Callable[[Tensor, int | None, Sequence[State], Tensor | None], tuple[T, list[State], int]]
+"""A network on ``x``, ``num_steps``, states and lengths. It returns its results, the states after the last step, and
+the number of bytes that its layers have returned."""
 
 
 def check_part(given: object, steps: int, layers: Sequence[nn.Module], batch_norm_over_time: bool) -> int | None:
-    """The number of steps of a part; ``None``: all steps at once."""
+    """The number of steps of a part, with ``True`` the least; ``None``: all steps at once."""
     if given is False:
         return None
     size = math.isqrt(max(steps - 1, 0)) + 1  # the square root, rounded up
@@ -62,30 +67,47 @@ def in_parts(
     states: Sequence[State],
     lengths: Tensor | None,
     size: int,
+    grows: bool,
 ) -> tuple[list[T], list[State]]:
-    """The results of ``run`` for each part of ``size`` steps, and the states after the last one."""
+    """The results of ``run`` for each part of ``size`` steps, and the states after the last one.
+
+    With ``grows``, the first step is a part that tells how many bytes a step returns. All others are as long as the
+    layers need to return ``LEAST`` bytes, or longer. Autograd keeps this step, and the last part, with which the
+    backward pass begins.
+    """
     holding = [layer for layer in layers if isinstance(layer, SpikingLayer) and layer.init_hidden]
     again = _Again(net, holding)
     steps = x.shape[0] if num_steps is None else num_steps
-    results = []
+    start, results = 0, []
+
+    def part(rows: Tensor, n: int, kept: bool) -> int:
+        nonlocal start, states
+        given = [*map(_held, holding), *(entry if isinstance(entry, tuple | list) else (entry,) for entry in states)]
+        function = partial(_part, run, None if num_steps is None else n, holding, list(map(len, given)))
+        arguments: tuple[Any, ...] = (
+            rows,
+            None if lengths is None else (lengths - start).clamp(0, n),
+            *chain.from_iterable(given),
+        )
+        if kept:
+            result, states, returned = function(*arguments)
+        else:
+            found = checkpoint(function, *arguments, use_reentrant=False, context_fn=again.contexts)
+            result, states, returned = found
+        start += n
+        results.append(result)
+        return returned
+
     with unrecorded(flushed=True):  # a part runs again where nobody records, and must make the same calls
-        # By ``split``: the backward pass of each slice would make a gradient of all steps.
-        rows: Sequence[Tensor] = torch.split(x, size) if num_steps is None else ()
-        for i, start in enumerate(range(0, steps, size)):
+        rest = x
+        if grows:
+            # By ``split``, here and below: the backward pass of each slice would make a gradient of all steps.
+            first, rest = (x, x) if num_steps is not None else torch.split(x, [1, steps - 1])
+            size = max(size, LEAST // max(part(first, 1, kept=True), 1))
+            size = math.ceil((steps - 1) / max((steps - 1) // size, 1))  # of equal parts
+        for rows in torch.split(rest, size) if num_steps is None else [x] * math.ceil((steps - start) / size):
             n = min(size, steps - start)
-            given = [
-                *map(_held, holding),
-                *(entry if isinstance(entry, tuple | list) else (entry,) for entry in states),
-            ]
-            result, states = checkpoint(
-                partial(_part, run, None if num_steps is None else n, holding, list(map(len, given))),
-                x if num_steps is not None else rows[i],
-                None if lengths is None else (lengths - start).clamp(0, n),
-                *chain.from_iterable(given),
-                use_reentrant=False,
-                context_fn=again.contexts,
-            )
-            results.append(result)
+            part(rows, n, kept=start + n == steps)
     return results, list(states)
 
 
@@ -100,7 +122,7 @@ def _part(
     x: Tensor,
     lengths: Tensor | None,
     *given: Tensor | None,  # the states that layers hold, then an entry for each layer
-) -> tuple[T, list[State]]:
+) -> tuple[T, list[State], int]:
     rest = iter(given)
     states = [tuple(next(rest) for _ in range(width)) for width in widths]
     for layer, held in zip(holding, states, strict=False):

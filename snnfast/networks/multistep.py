@@ -205,9 +205,11 @@ class MultiStep(nn.Sequential):
             lengths: The number of steps of each sample ``[B]``, for every neuron layer (see
                 :func:`snnfast.functional.lif`). Other layers compute the padding, too. ``None``: all have ``T``.
             checkpoint: Whether to trade time for memory in long sequences: the steps run in parts, autograd keeps the
-                states between these, and the backward pass computes each part again. ``True``: parts of ``sqrt(T)``
-                steps. An integer: parts of so many. Neither parameters in place nor options of layers may change before
-                the backward pass.
+                states between these, and the backward pass computes each part again, but for the last one. ``True``:
+                parts of ``sqrt(T)`` steps or more, so long that the layers return at least 3 MiB in each; a sequence
+                that is shorter costs little more than without. The first step is then a part of its own, which is
+                kept. An integer: parts of so many steps. Neither parameters in place nor options of layers may change
+                before the backward pass.
 
         Returns:
             If the last layer is a neuron layer, what its ``unroll`` returns: ``(spk_rec, mem_rec)``, or
@@ -260,7 +262,8 @@ class MultiStep(nn.Sequential):
             run = _Pass(states, return_states, return_spikes, lengths, self.batch_norm_over_time)
             results, last, spikes = run.network(layers, x, num_steps, record_mem, reduce), run.last, run.spikes
         else:
-            found = self._in_parts(size, layers, x, num_steps, record_mem, reduce, states, return_spikes, lengths)
+            options = num_steps, record_mem, reduce, states, return_spikes, lengths
+            found = self._in_parts(size, checkpoint is True, layers, x, *options)
             results, last, spikes = found
         results += (last,) * return_states + (spikes,) * return_spikes  # type: ignore[operator]
         return results if len(results) > 1 else results[0]
@@ -268,6 +271,7 @@ class MultiStep(nn.Sequential):
     def _in_parts(
         self,
         size: int,
+        grows: bool,
         layers: Sequence[nn.Module],
         x: Tensor,
         num_steps: int | None,
@@ -277,7 +281,7 @@ class MultiStep(nn.Sequential):
         return_spikes: bool,
         lengths: Tensor | None,
     ) -> tuple[tuple[Tensor, ...], list[State], list[Tensor]]:
-        """The results of a pass in parts of ``size`` steps, its last states, and the spikes if they are asked for."""
+        """The results of a pass in parts, its last states, and the spikes if they are asked for."""
         if num_steps is not None:  # what is the same at every step is computed once
             first = next((i for i, layer in enumerate(layers) if isinstance(layer, SpikingLayer | Residual)), None)
             lead = _Pass(batch_norm_over_time=self.batch_norm_over_time)
@@ -288,14 +292,14 @@ class MultiStep(nn.Sequential):
 
         def run(
             x: Tensor, num_steps: int | None, states: Sequence[State], lengths: Tensor | None
-        ) -> tuple[tuple[tuple[Tensor, ...], list[Tensor]], list[State]]:
+        ) -> tuple[tuple[tuple[Tensor, ...], list[Tensor]], list[State], int]:
             run = _Pass(states, True, return_spikes, lengths, self.batch_norm_over_time)
-            return (run.network(layers, x, num_steps, record_mem, reduce), run.spikes), run.last
+            return (run.network(layers, x, num_steps, record_mem, reduce), run.spikes), run.last, run.returned
 
         every = _without_skips(layers)
         if states is None:
             states = [None] * sum(isinstance(layer, SpikingLayer) for layer in every)
-        parts, last = in_parts(self, run, every, x, num_steps, states, lengths, size)
+        parts, last = in_parts(self, run, every, x, num_steps, states, lengths, size, grows)
         results, every_spikes = zip(*parts, strict=True)
         first_results, *others = zip(*results, strict=True)
         head = _over_parts(first_results) if reduce is None else torch.stack(first_results).sum(0)
@@ -376,6 +380,7 @@ class _Pass:
         self.order = Order()
         self.last: list[State] = []
         self.spikes: list[Tensor] = []
+        self.returned = 0  # bytes of what the layers return
 
     def network(
         self, layers: Sequence[nn.Module], x: Tensor, num_steps: int | None, record_mem: bool, reduce: str | None
@@ -420,7 +425,9 @@ class _Pass:
 
     def _stateless(self, layer: nn.Module, x: Tensor, num_steps: int | None) -> Tensor:
         call = self._of_each_step(layer, x, num_steps) or self.order.to_call(layer, x, num_steps is not None)
-        return over_time(layer, call, x, num_steps)
+        x = over_time(layer, call, x, num_steps)
+        self.returned += x.nbytes
+        return x
 
     def _norm(self, layer: nn.Module, rest: list[nn.Module], x: Tensor, num_steps: int | None) -> Norm | None:
         """The batch normalisation that a layer is, if neurons follow and there are kernels for both."""
@@ -456,6 +463,7 @@ class _Pass:
         states = check_state(number, given, layer, x.shape[1:] if num_steps is None else x.shape)
         options = record_mem, reduce, self.return_states, linear, self.lengths, norm
         found = layer._unroll(x, states, num_steps, *options)
+        self.returned += found[0].nbytes
         if self.return_states:
             found, last = found[:-n], found[-n:]
             last = tuple(map(self.order.shown, last))

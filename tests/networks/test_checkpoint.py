@@ -226,13 +226,43 @@ def test_it_draws_the_same_masks_again() -> None:
 
 
 def test_the_memory_that_is_held() -> None:
-    net, x = (
-        MultiStep(nn.Linear(64, 64), Leaky(0.9), nn.Linear(64, 64), Leaky(0.9), nn.Linear(64, 4)),
-        eighths(400, 8, 64),
-    )
-    whole, parts = (kept(lambda: [net(x, checkpoint=c)], [x, *net.parameters()]).held for c in (False, True))  # noqa: B023
-    assert parts == 19 * 2 * 8 * 64 * 4  # two membranes before each of 19 parts, but the first
-    assert whole > 20 * parts
+    net = MultiStep(nn.Linear(64, 64), Leaky(0.9), nn.Linear(64, 64), Leaky(0.9), nn.Linear(64, 4))
+
+    def held(x: Tensor, size: int | bool) -> int:
+        return kept(lambda: [net(x, checkpoint=size)], [x, *net.parameters()]).held
+
+    x, membranes = eighths(400, 8, 64), 2 * 8 * 64 * 4
+    last = kept(lambda: [net(x[380:], states=[torch.ones(8, 64)] * 2)], [x, *net.parameters()]).held
+    assert held(x, 20) <= 19 * membranes + last  # two membranes before each part but the first
+    assert held(x, False) > 6 * held(x, 20)
+    long = eighths(4000, 8, 64)
+    assert held(long, False) > 4 * held(long, True)
+
+
+@pytest.mark.parametrize(
+    ("least", "steps", "expected"),
+    [
+        (0, 400, [1] + [21] * 19),  # the square root, in equal parts
+        (100, 400, [1, 133, 133, 133]),
+        (100, 201, [1, 100, 100]),
+        (100, 200, [1, 199]),
+        (1000, 400, [1, 399]),
+    ],
+)
+@pytest.mark.parametrize("constant", [False, True], ids=["sequence", "constant"])
+def test_parts_return_the_least_bytes(
+    least: int, steps: int, expected: list[int], constant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backward pass computes neither the first step again nor the last part."""
+    net, seen = MultiStep(Leaky(0.9), nn.Linear(12, 6), nn.Tanh(), Leaky(0.9)), []
+    returned = 4 * 3 * (6 + 6 + 6)  # bytes of a step of 3 samples; the neurons and the linear layer are one call
+    monkeypatch.setattr(snnfast.networks.checkpoint, "LEAST", least * returned)
+    net[2].register_forward_hook(lambda *given: seen.append(len(given[1][0]) // 3))
+    given = (torch.rand(3, 12), steps) if constant else (torch.rand(steps, 3, 12),)
+    out = net(*given, checkpoint=True)
+    assert seen == expected
+    out[1].sum().backward()
+    assert seen == expected + expected[1:-1][::-1]
 
 
 @pytest.mark.parametrize("way", ["checkpoint", "compiled", "torch.compile", "functional_call"])
@@ -301,12 +331,19 @@ def test_a_mode_that_changes_before_the_backward_pass() -> None:
     assert not net[1].training
 
 
-def test_a_parameter_that_changes_before_the_backward_pass() -> None:
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (0, r"checkpoint: the parameter 0\.weight was changed in place"),  # no gradient of the last part needs it
+        (2, "has been modified by an inplace operation"),  # autograd's own, of the last part
+    ],
+)
+def test_a_parameter_that_changes_before_the_backward_pass(changed: int, message: str) -> None:
     net = two_layers()
     out = net(eighths(19, 4, 12), checkpoint=4)[1]
     with torch.no_grad():
-        net[2].weight.add_(1)
-    with pytest.raises(RuntimeError, match=r"checkpoint: the parameter 2\.weight was changed in place"):
+        net[changed].weight.add_(1)
+    with pytest.raises(RuntimeError, match=message):
         out.sum().backward()
 
 

@@ -160,6 +160,22 @@ def test_bytes_kept_are_those_of_a_function_that_is_known():
 # ---- networks, compiled or not
 
 
+def test_the_peak_of_a_call_is_that_of_tensors_that_are_alive_together():
+    x = torch.rand(1000)
+
+    def run():
+        a = x + 1
+        b = a.view(10, 100) + 1  # a view is no memory of its own
+        del a
+        return (b.add_(1) + 1).sum()
+
+    assert measure.peak_on_cpu(run) == 8004
+    with torch.no_grad():
+        assert measure.peak_on_cpu(lambda: x.square_()) == 0
+    x.requires_grad_()
+    assert measure.peak_on_cpu(lambda: x.exp().exp().sum().backward()) >= 12000  # two results and a gradient
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("peer", [LOOPED, WITH_LOSS, LOOP, HOISTED])
 def test_networks_train_alike_whoever_computes_them(kind, peer):
