@@ -87,12 +87,13 @@ def run(args: argparse.Namespace) -> list[Bar]:
     """Print tables of layers, of a VGG's training step, and of the convolutional programs of the collection."""
     header = report.header(torch.device("cpu"), [PEERS[snntorch_loop.LOOP]])
     report.print_header(header)
+    load = report.Load()
     torch.manual_seed(0)
     rows: list[Row] = []
     for measure in (_layers, _networks, _programs):
         measure(args.case, rows)
     if args.json is not None:
-        report.save(args.json, header, rows)
+        report.save(args.json, header | {"load": str(load)}, rows)
     return []
 
 

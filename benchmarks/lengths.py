@@ -173,6 +173,7 @@ LATER = 7
 def run(args: argparse.Namespace) -> list[Bar]:
     """Print tables: batches of other steps each, of the same weights and inputs each way; and single calls."""
     header = report.header(torch.device("cpu"), [PEERS[snntorch_loop.LOOP]]) | {"batches": BATCHES}
+    load = report.Load()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {BATCHES} batches, each of other steps")
     print(f"{'':40}{'way':16}{'first':>8}{'others':>9}{'all':>9}   of snnTorch's; slowest other call, of their median")
     rows: list[Row] = []
@@ -180,7 +181,7 @@ def run(args: argparse.Namespace) -> list[Bar]:
         if args.case in work.name:
             rows += _measure(work, [way for way in WAYS if way == LOOP or not args.way or way in args.way])
     if args.json is not None:
-        report.save(args.json, header, rows)
+        report.save(args.json, header | {"load": str(load)}, rows)
     print("\nrecorded training steps: seconds of the first; of a later one, milliseconds, those of recording it, and")
     print("microseconds of recording one call of PyTorch; one with another number of steps, of that later one's time")
     for name, net, batch, shape in CALLED:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -40,20 +41,53 @@ def header(device: torch.device, peers: Iterable[Peer]) -> dict[str, Any]:
         "snnfast": f"{snnfast.__version__}, fused on {device.type}: {config[f'fused on {device.type}']}",
         "versions": ", ".join(f"{name} {config[name]}" for name in ("snnfast", "python", "torch", "CPU instructions")),
         "threads": torch.get_num_threads(),
-        "load": _load(),
+        "load": _load_now(),
         "environment": environment(),
         "peers": {peer.module: peer.version() for peer in peers if peer.module not in ("snnfast", "torch")},
     }
 
 
-def _load() -> str:
-    """A machine that others use as well gives figures that mean little; so it is said."""
-    try:
-        load = os.getloadavg()[0]
-    except (AttributeError, OSError):
-        return "unknown"
-    busy = load > 0.5 * (os.cpu_count() or 1)
-    return f"{load:.2f}" + (": other programs are running, expect noise" if busy else "")
+class Load:
+    """The number of processors that other programs keep busy, on average since it was made.
+
+    The load average of the system would count the threads of this process as well. What a hypervisor takes for other
+    machines counts as other programs. Unknown where there is no ``/proc/stat``.
+    """
+
+    MOST = 0.1
+    """Share of all processors up to which a machine is quiet."""
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self._stat = stat
+        self._start = self._times()
+
+    def __str__(self) -> str:
+        """A machine that others use as well gives figures that mean little; so it is said."""
+        now = self._times()
+        if self._start is None or now is None:
+            return "unknown"
+        every, busy, own = (b - a for a, b in zip(self._start, now, strict=True))
+        share = max(busy - own, 0) / every if every else 0.0
+        noise = ": other programs are running, expect noise" if share > self.MOST else ""
+        return f"{share * (os.cpu_count() or 1):.2f} processors{noise}"
+
+    def _times(self) -> tuple[float, float, float] | None:
+        """Seconds of all processors, those of them that were busy, and those of this process and its children."""
+        try:
+            line = self._stat.read_text().splitlines()[0]
+        except OSError:
+            return None
+        ticks = [int(n) for n in line.split()[1:9]]  # user, nice, system, idle, iowait, irq, softirq, steal
+        every, idle = sum(ticks), ticks[3] + ticks[4]
+        second = os.sysconf("SC_CLK_TCK")
+        return every / second, (every - idle) / second, sum(os.times()[:4])
+
+
+def _load_now() -> str:
+    """While this process waits."""
+    load = Load()
+    time.sleep(0.5)
+    return str(load)
 
 
 def print_header(found: Mapping[str, Any]) -> None:

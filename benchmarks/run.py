@@ -131,10 +131,11 @@ def measure_all(
     """Every case against its peers; ``file`` gets what there is after each, for a run that is ended early."""
     rows: list[Row] = []
     bars: list[Bar] = []
+    load = report.Load()
 
     def save(complete: bool = False) -> None:
         if file is not None:
-            report.save(file, header, rows, complete)
+            report.save(file, {**header, "load": str(load)}, rows, complete)
 
     try:
         save()  # not only once the first case is measured
@@ -146,6 +147,7 @@ def measure_all(
         bars += judged
         save()
     save(complete=True)
+    print(f"load: {load}\n")
     return rows, bars
 
 

@@ -176,6 +176,44 @@ def test_the_peak_of_a_call_is_that_of_tensors_that_are_alive_together():
     assert measure.peak_on_cpu(lambda: x.exp().exp().sum().backward()) >= 12000  # two results and a gradient
 
 
+@pytest.mark.parametrize(
+    ("ours", "others", "said"),
+    [
+        (2.0, 0.0, "0.00 processors"),  # two threads of the benchmark itself
+        (1.0, 0.1, "0.20 processors"),
+        (0.5, 0.5, "1.00 processors: other programs are running, expect noise"),
+    ],
+)
+def test_the_load_is_that_of_other_programs(ours, others, said, tmp_path, monkeypatch):
+    """Of two processors within a second."""
+    stat, tick, own = tmp_path / "stat", os.sysconf("SC_CLK_TCK"), [100.0]
+
+    def write(busy: float, idle: float) -> None:
+        times = [busy / 2, 0, busy / 4, idle / 2, idle / 2, 0, 0, busy / 4, 7, 7]  # two that the first has already
+        stat.write_text(f"cpu  {' '.join(str(round(t * tick)) for t in times)}\ncpu0 1 2 3\n")
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "times", lambda: (own[0] / 2, own[0] / 4, own[0] / 8, own[0] / 8, 0.0))
+    write(400, 600)
+    load = report.Load(stat)
+    own[0] += ours
+    write(400 + ours + 2 * others, 600 + 2 - ours - 2 * others)
+    assert str(load) == said
+    assert str(report.Load(tmp_path / "none")) == "unknown"
+
+
+def test_a_result_has_the_load_during_the_run(tmp_path, monkeypatch):
+    class Known:
+        def __str__(self) -> str:
+            return "known"
+
+    monkeypatch.setattr(report, "Load", Known)
+    file = tmp_path / "run.json"
+    command = ["run", "--case", SMALLEST, "--peer", OURS, "--device", "cpu", "--seconds", "0", "--json", str(file)]
+    command_line.main(command)
+    assert report.load(file)["header"]["load"] == "known"
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("peer", [LOOPED, WITH_LOSS, LOOP, HOISTED])
 def test_networks_train_alike_whoever_computes_them(kind, peer):
