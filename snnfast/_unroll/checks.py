@@ -202,6 +202,11 @@ def check_state_quant(state_quant: object) -> StateQuant | None:
 def check_reset_mechanism(reset_mechanism: object) -> str:
     if not isinstance(reset_mechanism, str):
         raise TypeError(f"reset_mechanism: expected a string, got {type(reset_mechanism).__name__}")
+    if reset_mechanism == "subtract_beta":
+        raise ValueError(
+            "reset_mechanism: 'subtract_beta' is proposed for snnTorch, but not in version 1.0.0, whose 'subtract', "
+            "'zero' and 'none' there are here; docs/snntorch.md has it as a neuron of your own, which runs fused"
+        )
     if reset_mechanism not in RESET_MECHANISMS:
         raise ValueError(f"reset_mechanism: expected 'subtract', 'zero' or 'none', got {reset_mechanism!r}")
     return reset_mechanism

@@ -146,12 +146,17 @@ def _reason_to_leave(module: Any) -> str | None:
         return "it is parametrized: convert it before register_parametrization"
     if reason := replaced(module, theirs, ("forward", *layer._parts, "reset_mem", "_init_mem")):
         return reason
+    mechanism = int(module.reset_mechanism_val)
+    if mechanism not in range(len(RESET_MECHANISMS)):
+        return f"snnfast has no kernel for its reset mechanism {module.reset_mechanism!r}"
+    if not hasattr(module, "state_function"):
+        return "it has no state_function, by which snntorch 1.0 resets"
     function: Any = getattr(module.state_function, "__func__", None)
     if function not in [getattr(theirs, n) for n in _STATE_FUNCTIONS]:
         return "its state_function was replaced"
     if module.state_function.__self__ is not module:
         return "its state_function is that of another layer"
-    behaves, stored = _STATE_FUNCTIONS[function.__name__], RESET_MECHANISMS[int(module.reset_mechanism_val)]
+    behaves, stored = _STATE_FUNCTIONS[function.__name__], RESET_MECHANISMS[mechanism]
     if not getattr(module, "reset_delay", True) and behaves != stored:
         return f"it mixes the reset mechanisms {behaves!r} and {stored!r}"
     if (

@@ -57,7 +57,7 @@ class DropIn(SpikingLayer):
     _drop_in: ClassVar[type["DropIn"]]  # the layer itself, also for a user's subclass of it
     _fused: ClassVar[type[SpikingLayer]]
     _theirs: ClassVar[Any]  # snnTorch's class, kept: a program may put ours in its place
-    _parts: ClassVar[tuple[str, ...]]  # methods that a step of snnTorch's class calls, and a fused step does not
+    _parts: ClassVar[tuple[str, ...]]  # what a step of snnTorch's class uses, and a fused step does not
     _takes_delay: ClassVar[bool]  # whether snnTorch's class has a reset_delay
     _entry: ClassVar[type["_Entry"]]
 
@@ -67,7 +67,7 @@ class DropIn(SpikingLayer):
             _, cls._fused, cls._theirs = cls.__bases__
             cls._drop_in, cls.instances = cls, Instances()
             integrate = [name for name in vars(cls._theirs) if name.startswith("_base_")]
-            cls._parts = ("fire", "fire_inhibition", "mem_reset", *integrate)
+            cls._parts = ("fire", "fire_inhibition", "mem_reset", "reset_dict", *integrate)
             for through_all in (cls._theirs.reset_hidden, cls._theirs.detach_hidden):
                 untraced(through_all.__func__)  # torch.compile does not follow the weak references of its list
             cls._takes_delay = "reset_delay" in inspect.signature(cls._theirs).parameters
@@ -78,7 +78,7 @@ class DropIn(SpikingLayer):
                     name = cls._drop_in.__name__
                     raise TypeError(
                         f"{cls.__name__} replaces {part}, which the fused step of snnfast.snntorch.{name} does not "
-                        f"call: derive it from snntorch.{name}, or give it a forward of its own"
+                        f"use: derive it from snntorch.{name}, or give it a forward of its own"
                     )
 
     def __getattr__(self, name: str) -> Any:
@@ -190,9 +190,9 @@ def _drop_in(fused: type[SpikingLayer]) -> type[DropIn]:
 
     Arguments, methods and numbers are the same.
 
-    The fused step does not call methods that are parts of a step, such as ``fire``. A subclass that replaces one needs
-    a ``forward`` that calls it, and raises a ``TypeError`` without one. Derive such a class from ``snntorch.{name}``
-    instead.
+    The fused step does not use the parts of a step, such as ``fire`` and ``reset_dict``. A subclass that replaces one
+    needs a ``forward`` that uses it, and raises a ``TypeError`` without one. Derive such a class from
+    ``snntorch.{name}`` instead.
     """,
     }
     return type(name, (DropIn, fused, getattr(snntorch, name)), members)

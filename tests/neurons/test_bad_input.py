@@ -59,7 +59,7 @@ BAD_ARGUMENTS = of({
         ),
     },
     "spike_grad": {TypeError: (2.0, "atan")},
-    "reset_mechanism": {ValueError: ("substract", "Subtract"), TypeError: (0, None)},
+    "reset_mechanism": {ValueError: ("substract", "Subtract", "subtract_beta"), TypeError: (0, None)},
     "reset_delay": {ValueError: (2,), TypeError: (None, torch.tensor(True))},
     "record_mem": {ValueError: (2,), TypeError: (None, "last")},
     "reduce": {ValueError: ("mean", ""), TypeError: (True, torch.sum)},

@@ -187,9 +187,12 @@ def test_layers_that_are_left(name: str) -> None:
     theirs = getattr(snntorch, name)
     own, fires = type("Own", (theirs,), {"forward": doubled}), type("Fires", (theirs,), {"fire": fires_late})
     inherits = type("FiresLike", (fires,), {})  # a computation that is not snnTorch's
-    with_method, other_state, shadowed, no_buffer, parametrized = (
-        make(snntorch, name, learn_beta=True) for _ in range(5)
+    resets = type("Resets", (theirs,), {"reset_dict": {**theirs.reset_dict, "subtract_beta": 3}})
+    with_method, other_state, shadowed, no_buffer, parametrized, later, without = (
+        make(snntorch, name, learn_beta=True) for _ in range(7)
     )
+    later.reset_mechanism_val, later._reset_mechanism = torch.tensor(3), "subtract_beta"
+    del without.state_function
     with_method.fire = lambda mem: mem
     other_state.state_function = lambda input_: input_
     shadowed.state_function = make(snntorch, name)._base_sub
@@ -199,7 +202,10 @@ def test_layers_that_are_left(name: str) -> None:
     state = STATES[name][0]
     setattr(no_buffer, state, no_buffer._buffers.pop(state))
     net = nn.ModuleDict({
-        **{key: cls(**DECAYS[name]) for key, cls in {"own": own, "fires": fires, "inherits": inherits}.items()},
+        **{key: cls(**DECAYS[name]) for key, cls in {
+            "own": own, "fires": fires, "inherits": inherits, "resets": resets,
+        }.items()},
+        "later": later, "without": without,
         "method": with_method, "state": other_state, "shadowed": shadowed, "parametrized": parametrized,
         "mixed": mixed, "no_buffer": no_buffer, "delta": snntorch.DeltaLeaky(beta=0.9),
         **{key: made() for key, made in NO_KERNEL.items()},
@@ -212,6 +218,9 @@ def test_layers_that_are_left(name: str) -> None:
         "own": "Own has its own forward",
         "fires": "Fires has its own fire",
         "inherits": "FiresLike has its own fire",
+        "resets": "Resets has its own reset_dict",
+        "later": "snnfast has no kernel for its reset mechanism 'subtract_beta'",
+        "without": "it has no state_function, by which snntorch 1.0 resets",
         "method": "its fire was replaced",
         "state": "its state_function was replaced",
         "shadowed": "its state_function is that of another layer",

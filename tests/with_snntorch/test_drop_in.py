@@ -50,6 +50,8 @@ def test_a_subclass_that_replaces_a_part_of_the_step(name: str) -> None:
         message = rf"Mine replaces {part}, .*snnfast.snntorch.{name} .*from snntorch.{name},"
         with pytest.raises(TypeError, match=message):
             type("Mine", (layer,), {part: lambda self, mem: mem})
+    with pytest.raises(TypeError, match=r"Mine replaces reset_dict, .*from snntorch"):
+        type("Mine", (layer,), {"reset_dict": {**layer.reset_dict, "subtract_beta": 3}})
 
     class Adaptive(layer):  # type: ignore[misc,valid-type]
         def forward(self, input_: Tensor, *states: Tensor) -> Any:

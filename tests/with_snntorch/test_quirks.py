@@ -5,10 +5,12 @@ docs/snntorch.md has the table. Where something is kept, both libraries run.
 
 import gc
 import itertools
+import re
 import sys
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -412,3 +414,32 @@ def test_a_replica_has_a_state_of_its_own(name: str) -> None:
     expected.sum().backward()
     assert_close(net[1].beta.grad, whole[1].beta.grad, 1e-5)
     assert_close(net[0].weight.grad, whole[0].weight.grad, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_reset_that_is_proposed_for_snntorch_as_a_neuron_of_your_own(dtype: torch.dtype) -> None:
+    """It is the block of ``docs/snntorch.md``, against the proposal written out with PyTorch's calls."""
+    page = (Path(__file__).parents[2] / "docs" / "snntorch.md").read_text()
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "LeakySubtractBeta" in b]
+    found: dict[str, Any] = {}
+    exec(compile(block, "docs/snntorch.md", "exec"), found)
+    layer = found["LeakySubtractBeta"](beta=0.83, learn_beta=True).to(dtype)
+    x = (torch.rand(25, 8, 100, dtype=dtype) * 2).requires_grad_()
+    with snnfast.use_backend("fused"):
+        spk_rec, mem_rec = layer.unroll(x)
+    beta, threshold = layer.beta.detach().clone().requires_grad_(), torch.tensor(1.0, dtype=dtype)
+    spike_grad, mem, expected = snnfast.surrogate.atan(), torch.zeros(8, 100, dtype=dtype), []
+    for step in x:
+        reset = spike_grad(mem - threshold).clone().detach()
+        mem = beta.clamp(0, 1) * mem + step
+        mem = mem - reset * threshold * beta.clamp(0, 1)
+        expected.append((spike_grad(mem - threshold), mem))
+    spikes, membranes = map(torch.stack, zip(*expected, strict=True))
+    assert_all_bits_equal([spk_rec, mem_rec], [spikes, membranes])
+    assert (membranes > 2).any()  # twice the threshold: the spike after that depends on what the reset has left
+    given, of_loop = (
+        torch.autograd.grad((spk * 3 + mem.square()).sum(), [x, decay])
+        for spk, mem, decay in ((spk_rec, mem_rec, layer.beta), (spikes, membranes, beta))
+    )
+    for gradient, other in zip(given, of_loop, strict=True):
+        assert_close(gradient, other, 1e-4)
