@@ -10,6 +10,7 @@ Where to start:
 - :func:`graphed` runs a training step as one CUDA graph.
 - :func:`activity` counts the spikes, synaptic operations and silent neurons of a network.
 - :mod:`snnfast.snntorch` is for code that goes on using snnTorch (``import snnfast.snntorch as snn``).
+- :mod:`snnfast.nir` exchanges networks with other simulators and chips.
 - :mod:`snnfast.functional` has the stateless functions, and :mod:`snnfast.reference` the definition that all equal.
 - :func:`reset` sets the states that layers hold to zeros.
 """
@@ -66,11 +67,12 @@ __all__ += neurons.__all__
 flops.register_when_imported()
 
 if TYPE_CHECKING:
+    from snnfast import nir as nir
     from snnfast import snntorch as snntorch
 else:
 
     def __getattr__(name: str) -> Any:
-        """``snnfast.snntorch`` is imported when it is first asked for: snnTorch is not needed by the rest."""
-        if name == "snntorch":
-            return importlib.import_module("snnfast.snntorch")
+        """Modules that are imported when they are first asked for: the rest needs neither snnTorch nor NIR."""
+        if name in ("nir", "snntorch"):
+            return importlib.import_module(f"snnfast.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ FLOORS = (
     ("_unroll", "_images", "_program"),
     ("neurons", "losses"),
     ("snntorch", "spikingjelly", "networks", "_activity"),
-    ("compiler",),
+    ("compiler", "nir"),
 )
 DOORS = {"__init__", "__main__", "_version", "functional", "reference"}
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}

@@ -64,7 +64,9 @@ def needed(code: str) -> set[str]:
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", code, flags=re.M))
     if "snnfast.snntorch" in code:
         imported.add("snntorch")
-    return imported & {"snntorch", "spikingjelly", "norse", "matplotlib"}
+    if "snnfast.nir" in code:
+        imported.add("nir")
+    return imported & {"snntorch", "spikingjelly", "norse", "nir", "matplotlib"}
 
 
 def import_or_skip(library: str) -> None:
@@ -111,6 +113,8 @@ def test_every_block_is_run_or_says_why_not(page: Path) -> None:
 def test_the_examples_of_docstrings_run(module: str) -> None:
     if "snntorch" in module or module == "snnfast.networks.multistep":
         import_or_skip("snntorch")
+    if "snnfast.nir" in module:
+        import_or_skip("nir")
     torch.manual_seed(0)
     torch._dynamo.reset()
     runner = doctest.DocTestRunner()
@@ -119,14 +123,17 @@ def test_the_examples_of_docstrings_run(module: str) -> None:
     assert runner.summarize().failed == 0
 
 
-OWN_NAMES = {"snnfast.snntorch": ["Lapicque", "Leaky", "Report", "Synaptic", "convert", "revert"]}
+OWN_NAMES = {
+    "snnfast.snntorch": ["Lapicque", "Leaky", "Report", "Synaptic", "convert", "revert"],
+    "snnfast.nir": ["export_to_nir", "import_from_nir"],
+}
 PUBLIC_NAMES = OWN_NAMES | {m: [n for n in vars(sys.modules[m])["__all__"] if n != "__version__"] for m in PUBLIC}
 
 
 @pytest.mark.parametrize("module", PUBLIC_NAMES)
 def test_every_public_name_is_in_the_api_reference(module: str) -> None:
-    if module == "snnfast.snntorch":
-        import_or_skip("snntorch")
+    if module in OWN_NAMES:
+        import_or_skip(module.removeprefix("snnfast."))
     pages = "\n".join(page.read_text() for page in sorted((DOCS / "api").glob("*.rst")))
     whole = re.search(rf"automodule:: {module}\n +:members:\n", pages) is not None
     for public in PUBLIC_NAMES[module]:

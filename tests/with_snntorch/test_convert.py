@@ -394,6 +394,24 @@ def test_a_layer_made_as_ours_reverts(name: str) -> None:
     assert_close(z.grad, expected.grad, 1e-5)
 
 
+class Converter(torch.fx.Tracer):
+    """A converter that does not look into PyTorch's and snnTorch's layers, and goes by the names of their classes."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m.__module__.startswith(("torch.nn", "snntorch")) and not isinstance(m, nn.Sequential)
+
+
+def test_a_reverted_network_is_known_to_converters() -> None:
+    net = nn.Sequential(nn.Linear(6, 4), snn.Leaky(0.75, threshold=0.5, init_hidden=True))
+    with pytest.raises(TypeError, match="input_"):  # it looks into the layer
+        Converter().trace(net)
+    snn.revert(net)
+    assert [node.target for node in Converter().trace(net).nodes if node.op == "call_module"] == ["0", "1"]
+    found = net[1]
+    assert (type(found).__name__, found.beta.item(), found.threshold.item()) == ("Leaky", 0.75, 0.5)
+    assert found.reset_mechanism == "subtract"
+
+
 def test_surrogates_come_back() -> None:
     def unknown(z: Tensor) -> Tensor:
         return (z > 0).to(z.dtype)
