@@ -48,7 +48,8 @@ def export_to_nir(
     Args:
         net: The network.
         sample_data: An input as the network takes it, with a batch dimension: ``[B, *]`` for one step, or all steps,
-            such as ``[T, B, *]``. With two steps, a loop shows all its connections. The values do not matter.
+            such as ``[T, B, *]``. With two steps, a loop shows all its connections. The values do not matter. In which
+            order a network reads the steps of its input is not looked at.
         model_fwd_args: More arguments of the call.
         dt: Length of a time step in seconds, which time constants are a multiple of.
 
@@ -104,8 +105,8 @@ def _copied(net: nn.Module) -> nn.Module:
 class _Signal(NamedTuple):
     """A tensor that is the output of a node, or a sum of outputs."""
 
-    sources: tuple[tuple[str, int | None], ...]  # nodes, each with the number of its call; None: all of its calls
-    over_time: bool = False  # whether it is a sum over time, which only the result of the network may be
+    sources: tuple[tuple[str, int | None], ...]  # nodes, each with the number of its step; None: all steps in order
+    over_time: bool = False  # whether it is a sum over time, or some steps, which only the result of the network may be
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,10 +124,10 @@ _Mark = _Signal | _Lost
 _NEURONS = nir.IF, nir.LIF, nir.CubaLIF, nir.NIRGraph
 
 _REMEDIES = {
-    "batch_norm": "; torch.nn.utils.fusion.fuse_conv_bn_eval and fuse_linear_bn_eval make it a part of the layer "
-    "before it",
-    "max_pool2d": "; nn.AvgPool2d has one",
+    "BatchNorm": "; torch.nn.utils.fusion.fuse_conv_bn_eval and fuse_linear_bn_eval make it a part of the layer before",
+    "MaxPool": "; it has nn.AvgPool2d",
 }
+"""The remedies for layers, by the beginning of their names."""
 
 
 class _Trace(TorchFunctionMode):
@@ -140,6 +141,7 @@ class _Trace(TorchFunctionMode):
         self.nodes: dict[str, nir.NIRNode] = {}
         self.shapes: dict[str, Shape] = {}  # of the output of each node, for one sample
         self.calls: dict[str, int] = {}
+        self.taken_apart: set[str] = set()  # nodes of whose steps some were read from all steps
         self.edges: dict[tuple[str, str], list[tuple[int | None, int]]] = {}  # the calls that each connects
         for name, module in net.named_modules():
             self._watch(name or type(module).__name__.lower(), module)
@@ -168,6 +170,8 @@ class _Trace(TorchFunctionMode):
             self._flatten(name, module)
         elif _stateless.is_known(module, _stateless.PASSED):
             self._passed(module)
+        elif _stateless.is_known(module, nn.Module) and not isinstance(module, nn.Sequential):
+            self._lost(module)
 
     def _neurons(self, name: str, layer: Any, method: str, shape_of: Callable[..., Shape]) -> None:
         signature = inspect.signature(getattr(layer, method))
@@ -254,6 +258,22 @@ class _Trace(TorchFunctionMode):
 
         self._alone(module, call)
 
+    def _lost(self, module: Any) -> None:
+        original = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            inside, self.inside = self.inside, True
+            try:
+                result = original(*args, **kwargs)
+            finally:
+                self.inside = inside
+            if any(self.mark_of(x) is not None for x in pytree.tree_leaves((args, kwargs))):
+                for x in pytree.tree_leaves(result):
+                    self.mark(x, _Lost(type(module).__name__))
+            return result
+
+        vars(module)["forward"] = forward
+
     def _alone(self, module: Any, call: Callable[[Tensor], Tensor]) -> None:
         """Put ``call`` in the place of a forward, of whose functions nothing is followed."""
         original = module.forward
@@ -334,9 +354,19 @@ class _Trace(TorchFunctionMode):
         lost = next((mark for mark in given if isinstance(mark, _Lost)), None)
         follow = _FOLLOWED.get(name)
         mark = lost or (follow and follow(self, func, args, kwargs)) or _Lost(name.strip("_"))
-        for x in pytree.tree_leaves(result):
-            if isinstance(x, Tensor):
-                self.mark(x, mark)
+        results = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+        for i, x in enumerate(results):
+            self.mark(x, self._step(mark, i) if name == "unbind" and isinstance(mark, _Signal) else mark)
+        if name.endswith("_") and isinstance(mark, _Lost):  # it was changed in place, and so were its views
+            changed = {x.untyped_storage().data_ptr() for x in results}
+            for x, _ in list(self.marks.values()):
+                if x.untyped_storage().data_ptr() in changed:
+                    self.mark(x, mark)
+
+    def _step(self, signal: _Signal, i: int) -> _Signal:
+        """One step of a signal that has all of them."""
+        self.taken_apart |= set(signal.names) - {INPUT}
+        return signal._replace(sources=tuple((n, None if n == INPUT else i + 1) for n in signal.names))
 
     def _of(self, x: object) -> _Signal:
         mark = self.mark_of(x)
@@ -365,7 +395,7 @@ class _Trace(TorchFunctionMode):
         if set(one.names) == set(two.names):
             # The calls of the same nodes at several steps.
             same = one.sources == two.sources and not one.over_time
-            return _Lost("a signal added to itself") if same else _all_calls(one)._replace(over_time=True)
+            return _Lost("a signal added to itself") if same else _all_steps(one, in_order=False)
         if set(one.names) & set(two.names):
             return _Lost("a signal added to itself")
         if len(two.sources) > len(one.sources):  # sums are commutative; edges are added up from left to right
@@ -381,8 +411,12 @@ class _Trace(TorchFunctionMode):
         before = self._before(tensors[0])
         if dim < 0 or (before is not None and dim > before) or any(s.names != signals[0].names for s in signals):
             return None
-        same = all(s.sources == signals[0].sources for s in signals)
-        return signals[0] if same else _all_calls(signals[0])
+        if all(s.sources == signals[0].sources for s in signals):
+            if func.__name__ != "select":
+                return signals[0]
+            return self._indexed(func, (tensors[0], (slice(None),) * dim + (args[2],)), kwargs)
+        in_order = all([step for _, step in s.sources] == [i + 1] * len(s.sources) for i, s in enumerate(signals))
+        return _all_steps(signals[0], in_order)
 
     def _moved(self, func: Any, args: Any, kwargs: dict[str, Any]) -> _Mark | None:
         """Dimensions in another order, without those of one sample."""
@@ -410,15 +444,25 @@ class _Trace(TorchFunctionMode):
         if Ellipsis in parts:
             at = parts.index(Ellipsis)
             parts = parts[:at] + [whole] * (x.dim() - len(parts) + 1) + parts[at + 1 :]
-        return self._of(x) if all(i == whole for i in parts[before:]) else None
+        if any(i != whole for i in parts[before:]):
+            return None
+        found = self._of(x)
+        for dim, i in enumerate(parts[:before]):
+            if isinstance(i, slice) and i != whole:
+                found = found._replace(over_time=True)
+            elif isinstance(i, int) and before > 1:
+                found = self._step(found, i % x.size(dim))
+        return found
 
     def _assigned(self, func: Any, args: Any, kwargs: dict[str, Any]) -> _Mark | None:
         """A record of steps: ``spk_rec[step] = spk``."""
-        record, _, value = args
+        record, index, value = args
         before, new = self._of(record), self._of(value)
         if not new.sources or (before.sources and before.names != new.names):
             return None
-        return _all_calls(new)
+        at = [i for i in (index if isinstance(index, tuple) else (index,)) if isinstance(i, int)]
+        in_order = len(at) == 1 and {step for _, step in new.sources} == {at[0] + 1}
+        return _all_steps(new, in_order and not before.over_time)
 
     def _reduced(self, func: Any, args: Any, kwargs: dict[str, Any]) -> _Mark | None:
         """A sum or mean over time."""
@@ -445,7 +489,7 @@ class _Trace(TorchFunctionMode):
         if isinstance(mark, _Lost):
             raise ValueError(f"its input {_no_node(mark)}")
         if mark.over_time:
-            raise ValueError("its input is a sum over time, for which NIR has no node")
+            raise ValueError("its input is a sum over time, or not all steps in order, for which NIR has no node")
         for source, step in mark.sources:
             self.edges.setdefault((self._flat(source, step, shape), name), []).append((step, call))
 
@@ -461,6 +505,7 @@ class _Trace(TorchFunctionMode):
             self.nodes[name] = nir.Flatten(np.array(given), 0, -1)
             self.shapes[name] = shape
         self.calls[name] = self.calls.get(source, 1)
+        self.taken_apart |= {name} & {f"{n}_flatten" for n in self.taken_apart}
         if not (calls := self.edges.setdefault((source, name), [])) or calls[-1] != (step, step or 1):
             calls.append((step, step or 1))
         return name
@@ -488,7 +533,7 @@ class _Trace(TorchFunctionMode):
         """Raise unless each layer is called once a step, by what others return in the same step."""
         sources: dict[str, dict[int, set[str]]] = {name: {} for name in self.nodes}
         for (source, name), calls in self.edges.items():
-            many = self.calls.get(source, 1) > 1
+            many = self.calls.get(source, 1) > 1 or source in self.taken_apart
             lags = {call - step for step, call in calls if step is not None and many}
             for _, call in calls:
                 sources[name].setdefault(call, set())
@@ -517,7 +562,7 @@ class _Trace(TorchFunctionMode):
         return end in reached
 
 
-_ALONG = {"cat": 1, "chunk": 2, "concat": 1, "select": 1, "split": 2, "stack": 1, "unbind": 1}
+_ALONG = {"cat": 1, "concat": 1, "select": 1, "stack": 1, "unbind": 1}
 """Functions along a dimension, and the position of that argument."""
 
 _SAME = (
@@ -544,12 +589,13 @@ def _steps(x: Tensor, num_steps: int | None) -> Tensor:
     return x if num_steps is None else x.expand(num_steps, *x.shape)
 
 
-def _all_calls(signal: _Signal) -> _Signal:
-    return signal._replace(sources=tuple((name, None) for name in signal.names))
+def _all_steps(signal: _Signal, in_order: bool) -> _Signal:
+    return _Signal(tuple((name, None) for name in signal.names), signal.over_time or not in_order)
 
 
 def _no_node(mark: _Lost) -> str:
-    return f"comes from {mark.by}, for which NIR has no node{_REMEDIES.get(mark.by, '')}"
+    remedy = next((remedy for name, remedy in _REMEDIES.items() if mark.by.startswith(name)), "")
+    return f"comes from {mark.by}, for which NIR has no node{remedy}"
 
 
 @contextmanager

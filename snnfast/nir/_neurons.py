@@ -34,7 +34,7 @@ def node_of(layer: Any, shape: Shape, dt: float) -> nir.NIRNode:
         return _of_spikingjelly(layer, shape, dt)
     known = (Leaky, Synaptic, RLeaky, RSynaptic)
     if not isinstance(layer, known):
-        raise TypeError(f"{type(layer).__name__} has no node in NIR, which has Leaky, Synaptic, RLeaky and RSynaptic")
+        raise TypeError(f"{type(layer).__name__} has no node in NIR; Leaky, Synaptic, RLeaky and RSynaptic have one")
     if not any(type(layer).forward is ours.forward for ours in LAYERS.values()):
         raise TypeError(f"{type(layer).__name__} has its own forward, which NIR can't say")
     _check_options(layer)
@@ -135,7 +135,7 @@ def _of_spikingjelly(node: Any, shape: Shape, dt: float) -> nir.NIRNode:
     if isinstance(node, nodes.IFNode):
         return nir.IF(r=every(1 / dt), v_threshold=v_threshold, v_reset=v_reset)
     if not isinstance(node, nodes.LIFNode | nodes.ParametricLIFNode):
-        raise TypeError(f"{type(node).__name__} has no node in NIR, which has IFNode, LIFNode and ParametricLIFNode")
+        raise TypeError(f"{type(node).__name__} has no node in NIR; IFNode, LIFNode and ParametricLIFNode have one")
     steps = node.tau if isinstance(node, nodes.LIFNode) else 1 / node.w.detach().double().sigmoid().item()
     tau = _inverted(every(steps), lambda t: t * dt, lambda tau: tau / dt)
     r = every(1.0) if node.decay_input else tau / dt

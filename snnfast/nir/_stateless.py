@@ -22,7 +22,7 @@ PASSED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.
 def is_known(module: nn.Module, kinds: Any) -> bool:
     """Whether a module is one of some layers of PyTorch, itself or with SpikingJelly's step mode."""
     owner = next(c for c in type(module).__mro__ if "forward" in vars(c))
-    return isinstance(module, kinds) and owner.__module__.startswith(_MODULES)
+    return isinstance(module, kinds) and owner is not nn.Module and owner.__module__.startswith(_MODULES)
 
 
 _MODULES = ("torch.nn.modules.", "snnfast.spikingjelly.layer", "spikingjelly.activation_based.layer")

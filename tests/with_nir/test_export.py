@@ -173,6 +173,12 @@ def test_the_node_of_leaky_is_its_equation_in_continuous_time() -> None:
     assert spikes.tolist() == [False, True, False]
 
 
+@snnfast.neuron
+def own(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+    mem = 0.9 * mem + x
+    return snnfast.spike(mem - 1, snnfast.surrogate.atan()), mem
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], type[Exception], str]] = {
     "reset_mechanism": (lambda: Leaky(0.9, reset_delay=False), ValueError, "0: reset_mechanism: .*'zero'.*'subtract'"),
     "reset_delay": (lambda: Leaky(0.9, reset_mechanism="zero"), ValueError, "0: reset_delay: .*False"),
@@ -195,8 +201,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], type[Exception], str]] = {
     "ceil_mode": (lambda: nn.AvgPool2d(2, ceil_mode=True), ValueError, "0: ceil_mode"),
     "divisor": (lambda: nn.AvgPool2d(2, divisor_override=3), ValueError, "0: divisor_override"),
     "padded": (lambda: nn.AvgPool2d(2, padding=1, count_include_pad=False), ValueError, "0: count_include_pad"),
-    "BatchNorm2d": (lambda: nn.BatchNorm2d(1), ValueError, "net: .* batch_norm.*fuse_conv_bn_eval"),
-    "ReLU": (nn.ReLU, ValueError, "net: its first result comes from relu, for which NIR has no node"),
+    "BatchNorm2d": (lambda: nn.BatchNorm2d(1), ValueError, "net: .* BatchNorm2d, .*fuse_conv_bn_eval"),
+    "ReLU": (nn.ReLU, ValueError, "net: its first result comes from ReLU, for which NIR has no node"),
+    "MaxPool2d": (lambda: layer.MaxPool2d(2), ValueError, "net: .* MaxPool2d, .*; it has nn.AvgPool2d"),
+    "GRU": (lambda: nn.GRU(6, 3), ValueError, "net: its first result comes from GRU"),
+    "own neuron": (lambda: own(), TypeError, "0: own has no node in NIR"),
     "name": (lambda: nn.Sequential(), ValueError, "net: its first result does not come from its input"),
 }
 SHAPES = {"groups": (2, 5), "padding_mode": (2, 5), "of a sample": (6,)}
@@ -205,7 +214,7 @@ SHAPES = {"groups": (2, 5), "padding_mode": (2, 5), "of a sample": (6,)}
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_nir_cannot_say_is_an_error_that_names_it(name: str) -> None:
     make, error, message = REFUSED[name]
-    shape = (1, 4, 4) if name in ("kernel_size", "ceil_mode", "divisor", "padded", "BatchNorm2d") else (6,)
+    shape = (1, 4, 4) if name in ("kernel_size", "ceil_mode", "divisor", "padded", "BatchNorm2d", "MaxPool2d") else (6,)
     with snnfast.use_backend("reference"), pytest.raises(error, match=message):
         export_to_nir(nn.Sequential(make()), torch.rand(2, *SHAPES.get(name, shape)))
 
@@ -239,10 +248,14 @@ def rate(net: Any, x: Tensor) -> Tensor:
     return count / len(x)
 
 
-def recorded(net: Any, x: Tensor) -> Tensor:
+def steps(net: Any, x: Tensor) -> list[Tensor]:
+    return [net.lif(net.fc(step)) for step in x]
+
+
+def recorded(net: Any, x: Tensor, order: int = 1) -> Tensor:
     record = torch.zeros(len(x), x.size(1), 4)
-    for step in range(len(x)):
-        record[step] = net.lif(net.fc(x[step]))
+    for step, spk in zip(range(len(x))[::order], steps(net, x), strict=True):
+        record[step] = spk
     return record
 
 
@@ -250,7 +263,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "unroll": lambda net, x: net.lif.unroll(net.fc(x)),
     "count": lambda net, x: net.lif.unroll(net.fc(x), reduce="sum"),
     "constant": lambda net, x: net.lif.unroll(net.fc(x[0]), num_steps=3),
-    "constant in a loop": lambda net, x: [spk for c in [net.fc(x[0])] for spk in [net.lif(c), net.lif(c)]][-1],
+    "constant in a loop": lambda net, x: [net.lif(current) for current in [net.fc(x[0])] * 3][-1],
+    "constant for all steps": lambda net, x: net.lif.unroll(torch.stack([net.fc(x[0])] * 3)),
     "currents first": lambda net, x: torch.stack([net.lif(current) for current in net.fc(x).unbind(0)]),
     "batch first": lambda net, x: torch.stack([net.lif(net.fc(step)) for step in x.transpose(0, 1)], 1),
     "permuted": lambda net, x: net.lif.unroll(net.fc(x.permute(1, 0, 2)))[0].mean(0),
@@ -258,8 +272,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     "views": lambda net, x: net.lif(net.fc(x.reshape(-1, 4)).detach().clone().unsqueeze(0).squeeze(0).contiguous()),
     "rate": rate,
     "recorded": recorded,
-    "mean": lambda net, x: torch.stack([net.lif(net.fc(step)) for step in x]).mean(0),
-    "cat": lambda net, x: torch.cat([net.lif(net.fc(step))[None] for step in x]),
+    "mean": lambda net, x: torch.stack(steps(net, x)).mean(0),
+    "without the first step": lambda net, x: torch.stack(steps(net, x)[1:]),
+    "cat": lambda net, x: torch.cat([spk[None] for spk in steps(net, x)]),
+    "step of all": lambda net, x: [net.lif(current) for current in net.fc(x)][-1],
     "dict": lambda net, x: {"spk": net.lif(net.fc(x[0]))},
 }
 
@@ -279,8 +295,10 @@ def delayed(net: Any, x: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def transposed(net: Any, x: Tensor) -> Tensor:
-    result: Tensor = net.out(net.lif(net.fc(x[:, 0])).t().t().t())
+def changed(net: Any, x: Tensor) -> Tensor:
+    spk = net.lif(net.fc(x[0]))
+    spk[0].zero_()
+    result: Tensor = net.out(spk)
     return result
 
 
@@ -303,6 +321,15 @@ WRONG: dict[str, tuple[Callable[..., Any], str]] = {
     "every other step": (lambda net, x: [net.out(net.lif(net.fc(s))) if i else net.lif(net.fc(s))
                                          for i, s in enumerate(x)][-1], "more or less than once a step"),
     "another input": (lambda net, x: net.out(torch.ones(3, 4)), "out: its input does not come from that of the net"),
+    "turned round": (lambda net, x: net.out(torch.stack(steps(net, x)[::-1])), "out: .*not all steps in order"),
+    "without the first": (lambda net, x: net.out(torch.stack(steps(net, x)[1:])), "out: .*more or less than once"),
+    "a slice": (lambda net, x: net.out(net.lif.unroll(net.fc(x))[0][1:]), "out: .*not all steps in order"),
+    "recorded backwards": (lambda net, x: net.out(recorded(net, x, -1)), "out: .*not all steps in order"),
+    "read backwards": (lambda net, x: [net.out(spk) for spk in [*net.lif.unroll(net.fc(x))[0]][::-1]], "once a step"),
+    "always the first": (lambda net, x: [net.out(net.lif.unroll(net.fc(x))[0][0]) for _ in x][-1], "once a step|other"),
+    "a step late": (lambda net, x: [net.out(spk) for all_steps in [net.lif.unroll(net.fc(x))[0]]
+                                    for spk in (torch.zeros(3, 4), all_steps[0])][-1], "a delay that NIR can't say"),
+    "changed in place": (changed, "out: its input comes from zero"),
     "nothing": (lambda net, x: torch.ones(3), "net: its first result does not come from its input"),
     "unfed": (lambda net, x: net.fc(x[0]) + net.out(torch.zeros(3, 4)), "out: no input of it was seen"),
 }  # fmt: skip
