@@ -133,7 +133,7 @@ def _in_sequence(layers: dict[str, nn.Module], sources: dict[str, list[str]]) ->
         after = _read_of(order[: i + 1], order[i + 1 :], sources)
         if after is None:
             continue
-        if stretch == list(after) and sources[name] == list(before):
+        if stretch == [name] and after == (name,) and sources[name] == list(before):
             found[name] = layers[name]
         else:
             reads = {layer: _of_input(sources[layer], before) for layer in stretch}

@@ -222,6 +222,14 @@ BRANCHES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
         lambda: MultiStep(leaky(), Residual(nn.Linear(4, 2), leaky(), shortcut=nn.Linear(4, 2)), leaky()),
         ["Leaky", "Branches", "Leaky"],
     ),
+    "two paths": (
+        lambda: MultiStep(nn.Linear(4, 4), Residual(leaky(0.5), shortcut=leaky(0.6))),
+        ["Linear", "Branches"],
+    ),
+    "two paths to neurons": (
+        lambda: MultiStep(nn.Linear(4, 4), Residual(leaky(0.5), shortcut=leaky(0.6)), leaky(0.7)),
+        ["Linear", "Branches", "Leaky"],
+    ),
     "crossing": (Diamond, ["Branches", "Linear"]),
 }  # fmt: skip
 
