@@ -27,9 +27,10 @@ def import_from_nir(
     """Make a network of a NIR graph, whose layers run all time steps at once.
 
     The layers have the names of the nodes, with ``_`` in place of dots. Nodes between which signals branch, as in a
-    skip connection, are one layer of the network. The neurons of a graph that :func:`export_to_nir` made of a network
-    in float32 have the same parameters, bit for bit; so have those of SpikingJelly, with ``neurons="spikingjelly"``
-    (of a ``ParametricLIFNode`` up to rounding).
+    skip connection, are one layer of the network, whose neurons take no ``states``.
+
+    The neurons of a graph that :func:`export_to_nir` made of a network in float32 have the same parameters, bit for
+    bit; so have those of SpikingJelly, with ``neurons="spikingjelly"`` (of a ``ParametricLIFNode`` up to rounding).
 
     Args:
         graph: A graph, or the path of a file with one.
