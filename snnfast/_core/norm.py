@@ -29,6 +29,15 @@ class Norm(NamedTuple):
     pool: Pool | None = None  # its result then takes the place of the spikes
 
 
+_LEAST = 1 << 17
+"""The fewest elements of a batch without time. With fewer, calls from Python cost more than the kernels save."""
+
+
+def is_small(x: Tensor, channels: int) -> bool:
+    """Whether PyTorch normalises a batch without time, or all steps as one, on the CPU."""
+    return x.numel() < max(_LEAST, 2 * channels)
+
+
 def fits(norm: Norm, x: Tensor) -> bool:
     """Whether there are kernels that normalise ``x`` where neurons read it."""
     if not ops.has_norm(x.device) or x.dim() < 3 or x.numel() == 0:

@@ -20,16 +20,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast._core import backend, ops
 from snnfast._core.modules import is_only_called
+from snnfast._core.norm import is_small
 from snnfast._core.order import dense_steps, in_order, order_of
 from snnfast._core.pytorch import is_transformed, not_compiled_alone
 
 __all__ = [
-    "batch_norm", "batch_norm_of_constant", "has_batch_statistics", "in_any_order", "is_pytorchs", "is_small",
+    "batch_norm", "batch_norm_of_constant", "has_batch_statistics", "in_any_order", "is_pytorchs",
     "normalised", "normalised_constant", "of_batch", "running_averages", "update_averages",
 ]  # fmt: skip
-
-_LEAST = 1 << 17
-"""The fewest elements of a batch without time. With fewer, calls from Python cost more than the kernels save."""
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -63,17 +61,14 @@ def of_batch(
         given = layer.weight, layer.bias, layer.running_mean, layer.running_var
         return in_any_order(x, *given, False, 0.0, layer.eps, torch.backends.cudnn.enabled)
     takes_kernels = (
-        not is_small(layer, x) and not torch.compiler.is_compiling() and _takes_kernels(x, layer.weight, layer.bias)
+        not is_small(x, layer.num_features)
+        and not torch.compiler.is_compiling()
+        and _takes_kernels(x, layer.weight, layer.bias)
     )
     if not takes_kernels and not _loses_digits(x):
         return call(x)
     layer._check_input_dim(x)  # type: ignore[no-untyped-call]
     return batch_norm(x.unsqueeze(0), layer.weight, layer.bias, *running_averages(layer, 1), layer.eps).squeeze(0)
-
-
-def is_small(layer: _BatchNorm, x: Tensor) -> bool:
-    """Whether PyTorch normalises a batch without time, or all steps as one."""
-    return x.numel() < max(_LEAST, 2 * layer.num_features)
 
 
 def normalised(

@@ -21,7 +21,7 @@ from torch import Tensor
 from snnfast import surrogate
 from snnfast._core import backend, ops
 from snnfast._core.autograd import differentiable
-from snnfast._core.norm import Norm, Pool, currents, fits, numbers_of
+from snnfast._core.norm import Norm, Pool, currents, fits, is_small, numbers_of
 from snnfast._core.ops import NORM_RESETS, RESET_DELAY_AT, RESET_MECHANISMS, SEQUENCE, SURROGATE_AT, Neuron
 from snnfast._core.order import LEAST_CHANNELS, dense_steps
 from snnfast._core.pytorch import not_compiled_alone
@@ -66,7 +66,9 @@ def unroll(call: UnrollCall, norm: Norm) -> tuple[Tensor, ...] | None:
 def _fits(norm: Norm, x: Tensor, on_cpu: bool) -> bool:
     if x.dtype not in _DTYPES or not fits(norm, x):
         return False
-    return on_cpu or (len(x) <= _MOST_STEPS and x[0].numel() <= _MOST_NEURONS)
+    if on_cpu:
+        return not (norm.over_time and is_small(x, x.shape[2]))
+    return len(x) <= _MOST_STEPS and x[0].numel() <= _MOST_NEURONS
 
 
 def _has_kernels(neuron: str, options: Options, on_cpu: bool) -> bool:

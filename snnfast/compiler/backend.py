@@ -27,6 +27,7 @@ from snnfast.compiler.lower.asserts import raise_in_python
 from snnfast.compiler.lower.bodies import apply_by_classes
 from snnfast.compiler.lower.channels_last import use_channels_last
 from snnfast.compiler.lower.kernels import use_kernels
+from snnfast.compiler.lower.norm import fuse_norms_of_unrolls
 from snnfast.compiler.memory import memory_of
 from snnfast.compiler.parts.base import Part
 from snnfast.compiler.parts.program import Program
@@ -41,11 +42,13 @@ from snnfast.compiler.report import (
     has_neurons,
     is_unconverted,
     leave_alone,
+    nothing_to_compile,
     refuse,
+    unrolls_of,
     why_not,
 )
 from snnfast.compiler.results import separate
-from snnfast.compiler.roll import roll
+from snnfast.compiler.roll import Rolled, roll
 from snnfast.compiler.stages import Stages
 
 Compiled = Callable[..., Any]
@@ -118,7 +121,7 @@ def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
     report, neurons = _report_of(gm), has_neurons(gm)
     record_backward(gm)
     try:
-        if neurons or (_repeats(gm) and not is_unconverted(gm)):
+        if neurons or unrolls_of(gm) or (_repeats(gm) and not is_unconverted(gm)):
             drop_sizes(gm)
             return _merged(gm, report)[0], report
         leave_alone(report, gm)
@@ -187,21 +190,29 @@ def _merged(gm: GraphModule, report: GraphReport, sizes: Sequence[int] | None = 
     parts = Distributed(rolled)
     stages.after("distribute", rolled)
     report.random = any(map(is_random, found.graph.nodes))
+    unrolls = unrolls_of(gm)
     if not has_neurons(gm) and not any(isinstance(part, Program) for part in parts.parts):
-        reasons = dict.fromkeys(s.reason for s in rolled.statements if s.reason is not None)
-        raise RefusedError("; ".join([NO_NEURON, *list(reasons)[:2]]))
+        if not unrolls:
+            reasons = dict.fromkeys(s.reason for s in rolled.statements if s.reason is not None)
+            raise RefusedError("; ".join([NO_NEURON, *list(reasons)[:2]]))
+        rolled = Rolled(rolled.facts)  # calls that are alike are those of layers: no loop is over time
+        parts = Distributed(rolled)
     numbers = [] if sizes is None else list(dict.fromkeys([*rolled.lengths, *sizes]))
     emitter = Emitter(rolled, numbers)
     graph = write(parts, emitter)
     stages.after("emit", graph)
     describe(parts, emitter.summed, report)
-    if not report.merged:
-        raise RefusedError(why_not(report, rolled.layers))
+    report.merged += fuse_norms_of_unrolls(emitter)
+    stages.after("norms", graph)
     outside = {memory for node in parts.facts.nodes if node.op == "placeholder" for memory in memory_of(node)}
     if all(outside.issuperset(memory_of(node)) for node in parts.facts.written):
         # A program that writes to its inputs would otherwise write to a copy in another order.
-        use_channels_last(graph)
+        convolutions = use_channels_last(graph)
         stages.after("channels_last", graph)
+        if unrolls and convolutions:
+            report.merged.append(f"{convolutions} x conv2d: the channels of a pixel side by side")
+    if not report.merged:
+        raise RefusedError(nothing_to_compile(unrolls) if unrolls else why_not(report, rolled.layers))
     use_kernels(graph)
     stages.after("kernels", graph)
     if sizes is None:

@@ -27,7 +27,7 @@ from snnfast._core.pytorch import (
 )
 from snnfast.compiler.recording.calls import Recorded, may_record
 from snnfast.compiler.recording.recorder import Recorder
-from snnfast.compiler.report import nothing_to_compile, number_of_graphs
+from snnfast.compiler.report import number_of_graphs
 from snnfast.compiler.traced import Traced
 
 TRACING, RECORDING = "tracing", "recording"
@@ -121,8 +121,6 @@ class Choice:
         by: ``"recording"`` or ``"tracing"``, if that is decided.
         options: Those of ``torch.compile``.
         left: The layers of the network that could not be converted, and why.
-        at_once: Says before the first call how many layers there are, if all run all steps at once and there is no loop
-            beside them; and which function then takes the place of ``function``.
         replays: Whether calls that are known run without the function.
     """
 
@@ -133,13 +131,11 @@ class Choice:
         by: str | None,
         options: dict[str, Any],
         left: dict[str, str],
-        at_once: Callable[[], tuple[int, Callable[..., Any]]] | None = None,
         replays: bool = False,
     ) -> None:
         self._function, self._name, self._left = function, name, left
         self._traced = None if by == RECORDING else Traced(function, name, options, left)
         self._recorded = None if by == TRACING else Recorded(function, name, replays)
-        self._layers = None if (options.get("options") or {}).get("inner") else at_once
         self._in_vain: dict[bool, int] = {True: 0, False: 0}  # with gradients, and without
         self._patience = {True: _PATIENCE, False: _PATIENCE}
         self._trials: dict[Any, _Trial] = {}  # of shapes without the first size, which may be the number of steps
@@ -153,12 +149,6 @@ class Choice:
         # It may be a part of another function that is compiled or recorded.
         if grad in self._as_it_is or is_dynamo_compiling() or current_recorder() is not None:
             return self._function(*args, **kwargs)
-        if self._layers is not None and _backend.current_backend() != "reference":
-            (layers, function), self._layers = self._layers(), None
-            if layers:
-                self._function, self._as_it_is = function, {True, False}
-                self._warn(f"runs as it is, without torch.compile: {nothing_to_compile(layers)}")
-                return self._function(*args, **kwargs)
         if self._recorded is None:
             assert self._traced is not None
             return self._traced(*args, **kwargs)

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import importlib
 import itertools
 import types
 import weakref
@@ -17,7 +16,7 @@ from snnfast.compiler.choice import RECORDING, TRACING, Choice
 from snnfast.compiler.recording.calls import Recorded, may_record
 from snnfast.compiler.report import Explanation
 from snnfast.compiler.traced import Traced
-from snnfast.neurons.network import convert, layers_at_once
+from snnfast.neurons.network import convert
 
 Compiled = Callable[..., Any]
 
@@ -37,9 +36,10 @@ def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: 
     little is *traced* instead, by ``torch.compile`` with the backend ``"snnfast"``, from its fourth call on.
 
     If nothing is gained, the network or function runs as it is from then on, and one warning says why. So does a part
-    of it that ``torch.compile`` can't trace, whatever error it raises. A network in SpikingJelly's step mode ``"m"``
-    that runs as it is still runs each batch normalisation in training and the node behind it in a ``nn.Sequential`` as
-    one.
+    of it that ``torch.compile`` can't trace, whatever error it raises.
+
+    A network in SpikingJelly's step mode ``"m"`` has no loop. In it, each batch normalisation in training and the node
+    that alone reads it become one call.
 
     Args:
         net: A module with a loop over time in its ``forward``, or a function with one, such as a training step.
@@ -93,19 +93,9 @@ def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: 
         return function
     left = convert(net)
     itself = weakref.ref(net)  # a network that is not used any more is freed at once, with all that was compiled for it
-    call = Choice(_call_of_its_own(), _name_of(net), by, options, left, lambda: _at_once(itself()), replay)
+    call = Choice(_call_of_its_own(), _name_of(net), by, options, left, replay)
     net._compiled_call_impl = lambda *args, **kwargs: call(itself(), *args, **kwargs)
     return net
-
-
-def _at_once(net: nn.Module | None) -> tuple[int, Compiled]:
-    """How many neuron layers of a network run all steps in one call, and the call of the network if there are any."""
-    layers = layers_at_once(net)
-    if net is None or not layers:
-        return 0, _call_of_its_own()
-    at_once = importlib.import_module("snnfast.compiler.at_once")
-    at_once.pair(net)
-    return layers, at_once.call
 
 
 def _checked(net: Any, by: str | None) -> Any:

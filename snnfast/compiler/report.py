@@ -111,6 +111,11 @@ def has_neurons(gm: GraphModule) -> bool:
     return any(is_step(n.target) for n in gm.graph.nodes)
 
 
+def unrolls_of(gm: GraphModule) -> int:
+    """How many layers of neurons in a graph run all steps in one call as they stand."""
+    return sum(is_unroll(n.target) for n in gm.graph.nodes)
+
+
 def is_unconverted(gm: GraphModule) -> bool:
     """Whether layers in a graph are snnTorch's own, of those that could be on the kernels."""
     traces = {n.stack_trace or "" for n in gm.graph.nodes}
@@ -136,7 +141,7 @@ def nothing_to_compile(layers: int) -> str:
 
 def leave_alone(report: GraphReport, gm: GraphModule, reason: str = NO_NEURON) -> None:
     """Enter a graph without a step of ours. It may be another part of a program, such as an optimizer: no warning."""
-    report.unrolled = sum(is_unroll(n.target) for n in gm.graph.nodes)
+    report.unrolled = unrolls_of(gm)
     report.refused = nothing_to_compile(report.unrolled) if report.unrolled else reason
     if any(has_neurons(m) for m in gm.modules() if isinstance(m, GraphModule)):
         refuse(report, "its steps are in calls that have their own graphs, such as checkpointing at each step")

@@ -11,9 +11,9 @@ from snnfast._core import watch
 from snnfast._core.linear import Linear
 from snnfast._core.modules import is_only_called
 from snnfast._core.norm import Norm, Pool
-from snnfast._core.ops import has_cpu_kernels, has_norm
+from snnfast._core.ops import has_norm
 from snnfast._core.pytorch import becomes_node
-from snnfast._images.batch_norm import has_batch_statistics, is_pytorchs, is_small, running_averages, update_averages
+from snnfast._images.batch_norm import has_batch_statistics, is_pytorchs, running_averages, update_averages
 from snnfast._images.pool2d import windows
 from snnfast._unroll.checks import check_num_steps
 from snnfast.neurons import LAYERS
@@ -28,10 +28,8 @@ __all__ = [
     "has_unroll",
     "linear_behind",
     "norm_before",
-    "norm_of",
     "over_time",
     "pool_behind",
-    "pool_of",
     "unrolled",
 ]
 
@@ -174,16 +172,7 @@ def norm_before(
 
     ``by_itself`` computes it where the kernels do not take the neurons behind it. ``x`` is ``[T, B, C, *]``.
     """
-    return norm_of(layer, x, batch_norm_over_time, by_itself) if is_pytorchs(layer) else None
-
-
-def norm_of(
-    layer: nn.Module, x: Tensor, batch_norm_over_time: bool, by_itself: Callable[[Tensor], Tensor]
-) -> Norm | None:
-    """A batch normalisation in training for :func:`norm_before`, of a layer known to run PyTorch's code alone."""
-    if becomes_node() or not has_norm(x.device) or not has_batch_statistics(layer):
-        return None
-    if batch_norm_over_time and has_cpu_kernels(x.device) and is_small(layer, x):
+    if not is_pytorchs(layer) or becomes_node() or not has_norm(x.device) or not has_batch_statistics(layer):
         return None
     dims = next(dims for kind, dims in _DIMS.items() if isinstance(layer, kind))
     if x.dim() not in dims or x.shape[2] != layer.num_features:  # PyTorch says what is wrong
@@ -200,14 +189,14 @@ def pool_behind(layer: Any, x: Tensor, by_itself: Callable[[Tensor], Tensor]) ->
 
     ``by_itself`` computes it where the kernels do not take it. Nobody else may read the spikes.
     """
-    known = type(layer) in (nn.MaxPool2d, nn.AvgPool2d) and is_only_called(layer)
-    return pool_of(layer, x, by_itself) if known else None
-
-
-def pool_of(layer: Any, x: Tensor, by_itself: Callable[[Tensor], Tensor]) -> Pool | None:
-    """A pooling for :func:`pool_behind`, of a layer known to run PyTorch's code alone."""
-    is_max = isinstance(layer, nn.MaxPool2d)
-    if x.dim() != 5 or watch.watchers or (layer.return_indices if is_max else layer.divisor_override is not None):
+    is_max = type(layer) is nn.MaxPool2d
+    if (
+        not (is_max or type(layer) is nn.AvgPool2d)
+        or not is_only_called(layer)
+        or x.dim() != 5
+        or watch.watchers
+        or (layer.return_indices if is_max else layer.divisor_override is not None)
+    ):
         return None
     how = layer.kernel_size, layer.stride, layer.padding, layer.dilation if is_max else 1, layer.ceil_mode
     found = windows(not is_max, x.shape[3:], *how)

@@ -1,14 +1,11 @@
 """Functions of all neurons of a network: :func:`reset`, :func:`convert`."""
 
-import dis
 import importlib
-from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
 
 from snnfast.neurons.base import SpikingLayer
-from snnfast.neurons.subclass import is_derived
 
 __all__ = ["convert", "is_snntorchs", "reset"]
 
@@ -64,50 +61,3 @@ def convert(net: nn.Module) -> dict[str, str]:
     if any(c.__module__.startswith("spikingjelly.") for module in net.modules() for c in type(module).__mro__):
         left |= importlib.import_module("snnfast.spikingjelly").convert(net)
     return left
-
-
-def layers_at_once(net: nn.Module | None) -> int:
-    """How many neuron layers a network has, if each runs all steps in one call; 0 if that is not known for sure.
-
-    It is where all are SpikingJelly's in step mode "m", on the kernels, and the code of the network has no loop.
-    """
-    modules = list(net.modules()) if net is not None else []
-    layers: list[Any] = [m for m in modules if isinstance(m, SpikingLayer) or is_snntorchs(m)]
-    if not all(_is_ours(type(m)) and getattr(m, "step_mode", "s") == "m" for m in layers):
-        return 0
-    classes = {c for m in modules for c in type(m).__mro__ if m not in layers and not _is_known(c)}
-    return 0 if _may_loop(classes) else len(layers)
-
-
-def _is_ours(layer: type) -> bool:
-    """Whether the steps of a layer are those of ours; a class that a user derived from it may have others."""
-    return _is_known(layer) or is_derived(layer)
-
-
-def _is_known(what: Any) -> bool:
-    """Whether a class, function or module is PyTorch's or ours."""
-    name = what.__name__ if isinstance(what, ModuleType) else what.__module__ or ""
-    return name.partition(".")[0] in ("torch", "snnfast", "builtins")
-
-
-def _calls_layers(what: Any) -> bool:
-    """Whether a function or module is known, or SpikingJelly's: a loop of these calls what is no layer at once."""
-    name = what.__name__ if isinstance(what, ModuleType) else what.__module__ or ""
-    return _is_known(what) or name.partition(".")[0] == "spikingjelly"
-
-
-def _may_loop(classes: set[type]) -> bool:
-    """Whether the ``forward`` of some classes, or what it calls, has a loop, or calls what is not known here."""
-    names = ["forward"]
-    for name in names:  # which grows
-        for method in [found for kind in classes if isinstance(found := vars(kind).get(name), FunctionType)]:
-            code = method.__code__
-            read = [method.__globals__.get(n) for n in code.co_names]
-            if any(isinstance(c, CodeType) for c in code.co_consts):  # such as a comprehension
-                return True
-            if any(isinstance(found, FunctionType | ModuleType) and not _calls_layers(found) for found in read):
-                return True
-            if any(i.opname.startswith("JUMP_BACKWARD") for i in dis.get_instructions(code)):
-                return True
-            names += [n for n in code.co_names if n not in names]
-    return False

@@ -91,12 +91,6 @@ for _kind in ("AdaptiveAvgPool", "AvgPool", "BatchNorm", "Conv", "ConvTranspose"
         _MADE[f"{_kind}{_n}d"] = _with_step_mode(f"{_kind}{_n}d", *(3,) * (_kind + str(_n) == "BatchNorm1"), _n + 3)
 del _MADE["Conv2d"], _MADE["MaxPool2d"]  # above
 globals().update(_MADE)
-BATCH_NORMS = tuple(_MADE[f"BatchNorm{n}d"] for n in (1, 2, 3))
-"""They run PyTorch's batch normalisation and nothing else."""
-
-POOLINGS = (MaxPool2d, _MADE["AvgPool2d"])
-"""They run PyTorch's pooling of images and nothing else."""
-
 __all__ += sorted(_MADE)
 
 if TYPE_CHECKING:

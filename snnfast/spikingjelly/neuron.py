@@ -230,7 +230,8 @@ class BaseNode(StepModule, SpikingLayer):
             start = (self.v_reset or 0.0) if isinstance(held, Tensor) else float(held)
             # One number, which backward keeps, and the kernels lay out in the order of the current.
             self._set_held(name, torch.full((), start, dtype=dtype, device=x.device).expand(shape))
-        return super()._held(name, x, shape).to(dtype)
+        held = super()._held(name, x, shape)
+        return held if held.dtype == dtype else held.to(dtype)
 
     # ---- what SpikingLayer does for layers with snnTorch's parameters and states
 

@@ -9,6 +9,7 @@ from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, 
 from torch import Tensor, nn
 
 from snnfast import Leaky, MultiStep, Residual, use_backend
+from snnfast._core import norm as norm_module
 from snnfast._core import ops as _ops
 from snnfast._images import batch_norm as batch_norm_module
 from snnfast._images.batch_norm import batch_norm, normalised, normalised_constant
@@ -409,7 +410,7 @@ def test_multistep_takes_the_statistics_of_all_steps_on_request() -> None:
 def test_statistics_of_all_steps(how: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[bool] = []
     takes = batch_norm_module._takes_kernels
-    monkeypatch.setattr(batch_norm_module, "_LEAST", 0)
+    monkeypatch.setattr(norm_module, "_LEAST", 0)
     monkeypatch.setattr(batch_norm_module, "_takes_kernels", lambda *given: used.append(takes(*given)) or used[-1])
 
     def call(norm: Any, x: Tensor) -> Any:

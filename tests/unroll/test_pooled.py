@@ -280,7 +280,6 @@ class InStepModeM(nn.Module):
         return self.layers(x)  # type: ignore[no-any-return]
 
 
-@pytest.mark.filterwarnings("ignore:.*nothing to compile")
 def test_containers_without_a_layer_pass_on_what_they_are_given() -> None:
     class Shortcut(InStepModeM):
         def __init__(self) -> None:
@@ -295,17 +294,17 @@ def test_containers_without_a_layer_pass_on_what_they_are_given() -> None:
     assert_bits_equal(snnfast.compile(net)(x), other(x))
 
 
-@pytest.mark.filterwarnings("ignore:.*nothing to compile")
 @pytest.mark.parametrize(
     ("pool", "pools"),
     [
         (lambda: jelly.MaxPool2d(2), True),
         (lambda: jelly.SeqToANNContainer(nn.MaxPool2d(2)), True),
         (lambda: jelly.AvgPool2d(2), False),  # of planes
-        (lambda: jelly.SeqToANNContainer(nn.MaxPool2d(2), nn.Identity()), False),
+        (lambda: jelly.SeqToANNContainer(nn.MaxPool2d(2), nn.Identity()), True),
+        (lambda: jelly.SeqToANNContainer(nn.ReLU(), nn.MaxPool2d(2)), False),
         (lambda: jelly.MaxPool2d(3, 2), False),
     ],
-    ids=["largest", "in-a-container", "mean", "not-alone", "over-one-another"],
+    ids=["largest", "in-a-container", "mean", "not-alone", "behind-another", "over-one-another"],
 )
 def test_a_compiled_network_in_step_mode_m(pool: Callable[[], nn.Module], pools: bool, calls: list[bool]) -> None:
     net, x = InStepModeM(pool()), 2 * images(4, (16, 4, 64, 64))

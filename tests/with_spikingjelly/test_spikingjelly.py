@@ -18,7 +18,6 @@ from fresh import fresh
 from helpers import THOROUGH, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close, gradients_of
 from snntorch_checks import copies_of
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnfast
 from snnfast.spikingjelly import cext, convert, functional, layer, neuron, surrogate
@@ -372,8 +371,7 @@ def test_compile_converts_a_class_that_only_sets_defaults(theirs: Any, of_a_user
     x, net = 3 * torch.rand(7, 5, 6), nn.Sequential(nn.Linear(6, 30), node, nn.Linear(30, 4))
     expected = net(x)
     theirs.functional.reset_net(net)
-    with pytest.warns(UserWarning, match="its layer of neurons already runs all steps in one call"):
-        torch.testing.assert_close(snnfast.compile(net)(x), expected)
+    torch.testing.assert_close(snnfast.compile(net)(x), expected)
     assert isinstance(net[1], of_a_user.LIF)
 
     class Loop(nn.Module):
@@ -711,32 +709,16 @@ class AllSteps(nn.Module):
             nodes.IFNode(v_threshold=0.3), layers.SeqToANNContainer(nn.MaxPool2d(2)),
         )  # fmt: skip
         self.conv, self.norm, self.pool = layers.Conv2d(16, 32, 3), layers.BatchNorm2d(32), layers.MaxPool2d(2)
-        self.functions = functions
+        self.resets = functions.reset_net
         functions.set_step_mode(self, "m")
 
     def forward(self, x: Tensor) -> Tensor:
-        self.functions.reset_net(self)
+        self.resets(self)
         return self.pool(self.norm(self.conv(self.net(x))))  # type: ignore[no-any-return]
-
-
-class Called(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The calls of operators, with their first arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[tuple[str, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls.append((func.__name__.partition(".")[0], args[0] if args else None))
-        return func(*args, **(kwargs or {}))
-
-    def named(self, name: str) -> list[Any]:
-        return [first for called, first in self.calls if called == name]
 
 
 @pytest.mark.needs_extension
 @pytest.mark.usefixtures("nothing_compiled")
-@pytest.mark.filterwarnings("ignore:.*nothing to compile")
 @pytest.mark.parametrize("whose", ["theirs", "ours"])
 def test_a_compiled_network_in_step_mode_m_runs_on_the_kernels(theirs: Any, whose: str) -> None:
     from spikingjelly.activation_based import layer as their_layer
@@ -744,21 +726,15 @@ def test_a_compiled_network_in_step_mode_m_runs_on_the_kernels(theirs: Any, whos
     of_them = their_layer, theirs.neuron, theirs.functional
     net = AllSteps(*(of_them if whose == "theirs" else (layer, neuron, functional)))
     kinds, x = list(map(type, net.modules())), (torch.rand(4, 16, 2, 48, 48) < 0.2).float()
-    compiled = snnfast.compile(net)
-    with Called() as called:
-        result = compiled(x)
-    assert not called.named("native_batch_norm")
-    assert not called.named("max_pool2d_with_indices")
-    assert len(called.named("ifnode_norm_forward")) == 2
-    images = called.named("convolution")
-    assert [t.is_contiguous(memory_format=torch.channels_last) for t in images] == [True, True, False]
-    assert result.is_contiguous()
+    (graph,) = snnfast.explain(net, x).graphs
+    both = "4 steps of ifnode: one call with the batch normalisation before it, with the pooling behind it"
+    assert graph.merged == [both, both, "3 x conv2d: the channels of a pixel side by side"]
+    assert snnfast.compile(net)(x).is_contiguous()
     nodes = {theirs.neuron.IFNode: neuron.IFNode}
     assert [type(module) for module in net.modules()] == [nodes.get(kind, kind) for kind in kinds]
 
 
 @pytest.mark.usefixtures("nothing_compiled")
-@pytest.mark.filterwarnings("ignore:.*nothing to compile")
 def test_a_compiled_network_of_spikingjellys_layers_in_step_mode_m_is_that_network(theirs: Any) -> None:
     from spikingjelly.activation_based import layer as their_layer
 
@@ -779,6 +755,32 @@ def test_a_compiled_network_of_spikingjellys_layers_in_step_mode_m_is_that_netwo
     functional.reset_net(net)
     steps = [torch.stack([part(step) for step in x[:, :, :, :8, :8]]) for part in map(in_mode_s, (net, plain))]
     torch.testing.assert_close(*steps)
+
+
+MODELS: dict[str, tuple[dict[str, Any], int]] = {
+    "spiking_vgg.spiking_vgg11_bn": ({"pretrained": False}, 8),  # two nodes are behind a Linear
+    "parametric_lif_net.CIFAR10Net": ({"channels": 8}, 6),
+    "sew_resnet.sew_resnet18": ({"pretrained": False, "cnf": "ADD"}, 20),
+    "spiking_resnet.spiking_resnet18": ({"pretrained": False}, 9),  # the others are behind a sum
+    "ms_resnet.ms_resnet18": ({}, 8),
+}
+"""Networks of SpikingJelly, their options, and how many of their nodes alone read a batch normalisation."""
+
+
+@pytest.mark.needs_extension
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize("name", MODELS)
+def test_the_nodes_of_spikingjellys_models_are_one_call_with_the_normalisation_before_them(
+    name: str, theirs: Any
+) -> None:
+    module, kind = name.split(".")
+    make = getattr(importlib.import_module(f"spikingjelly.activation_based.model.{module}"), kind)
+    options, number = MODELS[name]
+    own = {"spiking_neuron": theirs.neuron.LIFNode, "surrogate_function": theirs.surrogate.ATan(), "detach_reset": True}
+    net = make(**own, **options)
+    theirs.functional.set_step_mode(net, "m")
+    (graph,) = snnfast.explain(net, torch.rand(2, 2, 3, 32, 32)).graphs
+    assert sum("one call with the batch normalisation before it" in line for line in graph.merged) == number
 
 
 def in_mode_s(net: AllSteps) -> nn.Module:

@@ -9,17 +9,21 @@ from torch.fx import Graph, Node
 
 from snnfast._images.batch_norm import batch_norm, batch_norm_of_constant
 from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, in_usual_order, profits, to_channels_last
-from snnfast._unroll.graph import unroll_steps
+from snnfast._unroll.graph import unroll, unroll_steps
 from snnfast.compiler.calls import aten, is_pointwise, may_alias, name_of, storage_of, tensors_of, value
-from snnfast.compiler.lower.norm import normed_unroll_steps
+from snnfast.compiler.lower.norm import normed_unroll, normed_unroll_steps
 from snnfast.compiler.parts.program import Unrolled
 
 _RESHAPING = (aten.flatten.using_ints, aten.unflatten.int, aten.reshape.default, aten.view.default)
 _MOVING = (aten.movedim.int, aten.transpose.int)
 
 
-def use_channels_last(graph: Graph) -> None:
-    """Give convolutions their input in channels_last order, as ``MultiStep`` does, and other calls theirs as it was."""
+def use_channels_last(graph: Graph) -> int:
+    """Give convolutions their input in channels_last order, as ``MultiStep`` does, and other calls theirs as it was.
+
+    Returns how many of them have it.
+    """
+    convolutions = 0
     found: set[Node] = set()  # what may be in channels_last order
     back: dict[Node, Node] = {}
     results = Counter(storage_of(t) for n in graph.output_node().all_input_nodes for t in tensors_of(n))
@@ -33,6 +37,7 @@ def use_channels_last(graph: Graph) -> None:
             node.update_arg(0, made)
             found.add(made)
             given = [made]
+        convolutions += _is_convolution(node) and bool(given)
         # Results that share memory are views of one tensor, which goes back as a whole.
         is_view = may_alias(node.target) and isinstance(value(node), Tensor) and storage_of(value(node)) in shared
         if given and not is_view and _keeps(node, found):
@@ -41,6 +46,7 @@ def use_channels_last(graph: Graph) -> None:
         for n in given:
             if isinstance(value(n), Tensor):
                 node.replace_input_with(n, _in_order(graph, n, back))
+    return convolutions
 
 
 def _is_convolution(node: Node) -> bool:
@@ -59,7 +65,7 @@ def _takes_images(node: Node) -> bool:
 
 def _keeps(node: Node, found: set[Node]) -> bool:
     """Whether a call returns the order that it is given, of ``[T, B, C, H, W]`` or ``[T * B, C, H, W]``."""
-    if node.target is unroll_steps:
+    if node.target in (unroll_steps, unroll, normed_unroll):
         return node.args[1] in found  # the currents
     if node.target in (batch_norm, batch_norm_of_constant, normed_unroll_steps):
         return node.args[0] in found
