@@ -75,13 +75,14 @@ docs: $(VENV)/.built $(VENV)/.installed-docs  ## build the site into build/docs;
 	$(BIN)/python -m sphinx -q -W -n --keep-going -b html docs build/docs
 	@echo "build/docs/index.html"
 
-lint: $(VENV)/.tools  ## check style and format of Python and C++, and the schemas of the CI files
+lint: $(VENV)/.tools  ## check style and format of Python and C++, and the schemas of the CI files and of the citation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/request.yml
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.citation-file-format CITATION.cff
 
 format: $(VENV)/.tools  ## format Python and C++ in place
 	$(BIN)/ruff check --fix .
