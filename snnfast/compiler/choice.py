@@ -25,7 +25,7 @@ from snnfast._core.pytorch import (
     in_reentrant_checkpoint,
     saved_tensors_are_hooked,
 )
-from snnfast.compiler.recording.calls import Recorded, may_record
+from snnfast.compiler.recording.calls import Recorded, may_record, runs_without_lock
 from snnfast.compiler.recording.recorder import Recorder
 from snnfast.compiler.report import number_of_graphs
 from snnfast.compiler.traced import Traced
@@ -156,7 +156,11 @@ class Choice:
 
     def _choose(self, recorded: Recorded, grad: bool, args: Any, kwargs: Any) -> Any:
         if not may_record():
-            if function_modes_see():
+            if runs_without_lock():
+                self._warn(
+                    "runs as it is on a free-threaded Python; PYTHON_GIL=1 turns the lock on that a recorder needs"
+                )
+            elif function_modes_see():
                 self._warn("runs as it is under a TorchFunctionMode, which sees each call")
             elif saved_tensors_are_hooked() or in_reentrant_checkpoint():
                 self._warn('runs as it is in a checkpoint, and under other hooks of saved tensors, unless by="tracing"')

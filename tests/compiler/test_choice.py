@@ -2,6 +2,7 @@
 
 import copy
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +92,22 @@ def test_nothing_is_recorded_where_pytorch_is_told_to_compile_nothing() -> None:
     with torch.compiler.set_stance("force_eager"):
         compiled(currents())
     assert compiled.plans == []
+
+
+def test_a_free_threaded_python_records_nothing_and_says_what_turns_the_lock_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled = ByRecording(Net())
+    net = snnfast.compile(Net())
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    compiled(currents())
+    assert compiled.plans == []
+    assert call(net, currents()) == [
+        "snnfast: Net runs as it is on a free-threaded Python; PYTHON_GIL=1 turns the lock on that a recorder needs"
+    ]
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: True)
+    compiled(currents())
+    assert len(compiled.plans) == 1
 
 
 def test_options_of_torch_compile_ask_for_tracing() -> None:

@@ -1,6 +1,7 @@
 """A function whose calls are recorded."""
 
 import contextlib
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -339,15 +340,21 @@ class Recorded:
             )
 
 
+def runs_without_lock() -> bool:
+    """Whether Python is free-threaded: other threads may then change the counts of references that a recorder reads."""
+    return hasattr(sys, "_is_gil_enabled") and not sys._is_gil_enabled()
+
+
 def may_record() -> bool:
     """Whether calls can be recorded here.
 
     They are not where they are traced, transformed, recorded, in a checkpoint or in a backward pass; where a mode of
-    the caller sees them, which would see the calls of the graph, too; where PyTorch is told to compile nothing; or
-    where the reference is chosen, which merges nothing.
+    the caller sees them, which would see the calls of the graph, too; where PyTorch is told to compile nothing; where
+    the reference is chosen, which merges nothing; or where Python runs without its lock.
     """
     return not (
         is_dynamo_compiling()
+        or runs_without_lock()
         or function_modes_see()
         or _backend.current_backend() == "reference"
         or current_recorder() is not None
