@@ -5,7 +5,7 @@ Where to start:
 - :class:`Leaky`, :class:`Synaptic`, :class:`Lapicque`, :class:`Alpha`, :class:`RLeaky` and :class:`RSynaptic` are
   layers of neurons.
 - :func:`neuron` makes a layer of a function that computes one step.
-- :func:`compile` runs a loop over time as layers over time.
+- :func:`compile` runs a loop over time as layers over time. :func:`status` says what became of it.
 - :class:`MultiStep` is layers in sequence over time, and :class:`Residual` a skip connection in it.
 - :func:`graphed` runs a training step as one CUDA graph.
 - :func:`activity` counts the spikes, synaptic operations and silent neurons of a network.
@@ -27,7 +27,7 @@ from snnfast._core.settings import empty_cache, set_cache_limit, use_events
 from snnfast._unroll import graph  # noqa: F401 - the import registers the op
 from snnfast._unroll.state_gradients import use_state_gradients
 from snnfast._version import __version__
-from snnfast.compiler import Explanation, GraphReport, compile, explain
+from snnfast.compiler import Explanation, GraphReport, Status, compile, explain, status, uncompile
 from snnfast.networks.graphed import graphed
 from snnfast.networks.multistep import MultiStep, Residual
 from snnfast.neurons import *  # noqa: F403 - the layers
@@ -42,6 +42,7 @@ __all__ = [
     "LayerActivity",
     "MultiStep",
     "Residual",
+    "Status",
     "__version__",
     "activity",
     "compile",
@@ -57,7 +58,9 @@ __all__ = [
     "set_cache_limit",
     "show_config",
     "spike",
+    "status",
     "surrogate",
+    "uncompile",
     "use_backend",
     "use_events",
     "use_state_gradients",

@@ -4,7 +4,8 @@
 """
 
 from snnfast.compiler.backend import backend
-from snnfast.compiler.entry import compile, explain
+from snnfast.compiler.entry import compile, explain, status, uncompile
+from snnfast.compiler.history import Status
 from snnfast.compiler.report import Explanation, GraphReport
 
-__all__ = ["Explanation", "GraphReport", "backend", "compile", "explain"]
+__all__ = ["Explanation", "GraphReport", "Status", "backend", "compile", "explain", "status", "uncompile"]

@@ -25,6 +25,7 @@ from snnfast._core.pytorch import (
     in_reentrant_checkpoint,
     saved_tensors_are_hooked,
 )
+from snnfast.compiler.history import AS_IT_IS, ONE_BY_ONE, RECORDED, REPLAYED, TRACED, Status
 from snnfast.compiler.recording.calls import Recorded, may_record, runs_without_lock
 from snnfast.compiler.recording.recorder import Recorder
 from snnfast.compiler.report import number_of_graphs
@@ -79,7 +80,7 @@ class _Trial:
 
     def add(self, tried: list[float], seconds: float, shapes: Any) -> None:
         if len(tried) < _TRIALS:
-            tried.append(seconds / max(1, sum(math.prod(shape) for shape in shapes[1:] if shape is not None)))
+            tried.append(seconds / _elements_of(shapes))
 
     def replayed(self, seconds: float, shapes: Any) -> None:
         if not self.replays:
@@ -87,6 +88,11 @@ class _Trial:
             self.recorded.clear()
             self.as_they_are.clear()
         self.add(self.recorded, seconds, shapes)
+
+    def as_it_is(self, shapes: Any) -> float | None:
+        """Seconds that a call takes as it is, if enough were tried."""
+        tried = self.as_they_are
+        return statistics.median(tried) * _elements_of(shapes) if len(tried) == _TRIALS else None
 
     @property
     def runs_as_it_is(self) -> bool:
@@ -122,6 +128,9 @@ class Choice:
         options: Those of ``torch.compile``.
         left: The layers of the network that could not be converted, and why.
         replays: Whether calls that are known run without the function.
+
+    Attributes:
+        status: What became of the calls so far.
     """
 
     def __init__(
@@ -140,6 +149,7 @@ class Choice:
         self._patience = {True: _PATIENCE, False: _PATIENCE}
         self._trials: dict[Any, _Trial] = {}  # of shapes without the first size, which may be the number of steps
         self._as_it_is: set[bool] = set()
+        self.status = Status(name)
         self._account = _Account()
         self._graphs: dict[Any, bool] = {}  # whether calls of shapes have a graph, or had none that may be made
         self._without = 0  # so many new shapes in a row had none
@@ -164,6 +174,7 @@ class Choice:
                 self._warn("runs as it is under a TorchFunctionMode, which sees each call")
             elif saved_tensors_are_hooked() or in_reentrant_checkpoint():
                 self._warn('runs as it is in a checkpoint, and under other hooks of saved tensors, unless by="tracing"')
+            self.status.settle(AS_IT_IS, grad)
             return self._function(*args, **kwargs)
         shapes = (grad, *_shapes_of(args), *_shapes_of(kwargs.values()))
         allowed = self._account.allows
@@ -172,26 +183,33 @@ class Choice:
                 f"runs as it is where its sizes are new, until graphs of them pay: {self._account}. snnfast.explain "
                 "says why they need graphs of their own"
             )
-            return self._timed(self._function, args, kwargs)
+            return self._timed(self._function, grad, args, kwargs)
         if self._traced is not None and self._in_vain[grad] >= self._patience[grad]:
             return self._trace(self._traced, shapes, args, kwargs)
         trial = self._trial_of(shapes) if not grad and self._traced is not None and _on_cpu(args, kwargs) else None
         start = time.perf_counter()
         if trial is not None and trial.runs_as_it_is:
             result = self._function(*args, **kwargs)
-            trial.add(trial.as_they_are, time.perf_counter() - start, shapes)
+            seconds = time.perf_counter() - start
+            trial.add(trial.as_they_are, seconds, shapes)
+            self.status.add(AS_IT_IS, grad, seconds)
             return result
         recorded.makes = allowed
         result, recorder = recorded(*args, **kwargs)
         seconds = time.perf_counter() - start
+        as_it_is = None if trial is None else trial.as_it_is(shapes)
         if recorder is None:
             self._account.taken += seconds
+            self.status.add(REPLAYED, grad, seconds, as_it_is)
             if trial is not None:
                 trial.replayed(seconds, shapes)
             return result
         self._account.graphs += recorder.graphs
         self._account.cost += recorder.making
         self._account.taken += seconds - recorder.making
+        way = RECORDED if recorder.pays else ONE_BY_ONE
+        self.status.add(way, grad, seconds - recorder.making, as_it_is)
+        self.status.graphs, self.status.making = self._account.graphs, self._account.cost
         self._enter(shapes, not recorder.is_denied)
         if recorder.is_denied:
             return result
@@ -212,7 +230,7 @@ class Choice:
         """Make a call that is traced, if its graph may be made."""
         if not self._account.allows and not self._graphs.get(shapes):
             self._enter(shapes, has_graph=False)
-            return self._timed(self._function, args, kwargs)
+            return self._timed(self._function, shapes[0], args, kwargs)
         graphs, start = number_of_graphs(), time.perf_counter()
         result = traced(*args, **kwargs)
         seconds = time.perf_counter() - start
@@ -221,13 +239,16 @@ class Choice:
             self._account.cost += seconds
         else:
             self._account.taken += seconds
+            self.status.add(TRACED, shapes[0], seconds)
         self._enter(shapes, has_graph=True)
         return result
 
-    def _timed(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _timed(self, function: Callable[..., Any], grad: bool, args: Any, kwargs: Any) -> Any:
         start = time.perf_counter()
         result = function(*args, **kwargs)
-        self._account.taken += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._account.taken += seconds
+        self.status.add(AS_IT_IS, grad, seconds)
         return result
 
     def _trial_of(self, shapes: Any) -> _Trial:
@@ -246,13 +267,26 @@ class Choice:
             return
         self._graphs.clear()  # tracing makes its own
         if self._traced is None or recorder.is_refused:
-            self._as_it_is.add(grad)
+            self._run_as_it_is(grad)
             left = [f"{layer or 'it'}: {reason}" for layer, reason in self._left.items()]
             reasons = list(dict.fromkeys([*left, *recorder.reasons]))
             self._warn(f"runs as it is, without a recorder: {'; '.join(reasons[:3])}")
 
+    def _run_as_it_is(self, *grads: bool) -> None:
+        """Let calls run as they are from now on: those with gradients, those without, or both."""
+        for grad in grads:
+            self._as_it_is.add(grad)
+            self.status.settle(AS_IT_IS, grad)
+
     def _warn(self, how: str) -> None:
+        if how not in self.status.why:
+            self.status.why.append(how)
         _backend.warn_once(f"snnfast: {self._name} {how}")
+
+
+def _elements_of(shapes: Any) -> int:
+    """How many elements a call is given, at least 1."""
+    return max(1, sum(int(math.prod(shape)) for shape in shapes[1:] if shape is not None))
 
 
 def _on_cpu(args: Any, kwargs: Any) -> bool:

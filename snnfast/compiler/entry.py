@@ -1,4 +1,4 @@
-"""The functions that users call: :func:`compile`, :func:`explain`."""
+"""The functions that users call: :func:`compile`, :func:`uncompile`, :func:`explain`, :func:`status`."""
 
 import copy
 import functools
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from snnfast.compiler.choice import RECORDING, TRACING, Choice
+from snnfast.compiler.history import Status
 from snnfast.compiler.recording.calls import Recorded, may_record
 from snnfast.compiler.report import Explanation
 from snnfast.compiler.traced import Traced
@@ -27,8 +28,8 @@ def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: 
     A network is changed in place: its snnTorch layers are put on snnfast's kernels (:func:`snnfast.snntorch.convert`),
     and so are its nodes of SpikingJelly (:func:`snnfast.spikingjelly.convert`). From then on its call, ``net(x)``, is
     compiled. It stays the same object, with the same type, parameters, hooks and keys of its ``state_dict``. A copy of
-    it, also a pickled one, is not compiled. ``net._compiled_call_impl = None`` goes back to the call as it was; it is
-    the attribute in which ``torch.nn.Module.compile`` keeps a compiled call, too.
+    it, also a pickled one, is not compiled. :func:`uncompile` goes back to the call as it was, and :func:`status` says
+    what became of the calls.
 
     A call is *recorded*: its code runs, but PyTorch's functions in it are written down instead of run. One graph then
     runs all of them, for any number of steps. The first call makes it, which takes seconds. A loop may read values as
@@ -90,12 +91,92 @@ def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: 
         def function(*args: Any, **kwargs: Any) -> Any:
             return choice(*args, **kwargs)
 
-        return function
+        return _tells(function, choice.status)
     left = convert(net)
     itself = weakref.ref(net)  # a network that is not used any more is freed at once, with all that was compiled for it
     call = Choice(_call_of_its_own(), _name_of(net), by, options, left, replay)
-    net._compiled_call_impl = lambda *args, **kwargs: call(itself(), *args, **kwargs)
+    # It is the attribute in which torch.nn.Module.compile keeps a compiled call, too.
+    net._compiled_call_impl = _tells(lambda *args, **kwargs: call(itself(), *args, **kwargs), call.status)
     return net
+
+
+def _tells(compiled: Compiled, status: Status) -> Compiled:
+    """Let a compiled call tell its status."""
+    compiled.snnfast_status = status  # type: ignore[attr-defined]
+    return compiled
+
+
+def uncompile(net: Any) -> Any:
+    """Go back to the call as it was before :func:`compile`.
+
+    The layers of a network stay on the kernels; ``snnfast.snntorch.revert(net)`` makes them snnTorch's own.
+
+    Args:
+        net: A compiled network or function. One that is not compiled stays as it is.
+
+    Returns:
+        The network itself, changed in place, or the function that was compiled.
+
+    Raises:
+        TypeError: ``net`` can't be called.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> net = snnfast.compile(torch.nn.Sequential(torch.nn.Linear(3, 2), snnfast.Leaky(0.9)))
+        >>> print(snnfast.status(snnfast.uncompile(net)))
+        Sequential is not compiled. Copies of a compiled network are not, either: call snnfast.compile
+    """
+    net = _checked(net, None)
+    if isinstance(net, nn.Module):
+        net._compiled_call_impl = None
+        return net
+    return net.__wrapped__ if hasattr(net, "snnfast_status") else net
+
+
+def status(net: Any) -> Status:
+    """Tell what became of the calls of a compiled network or function: replayed, recorded, or as they are, and why.
+
+    :func:`explain` says of one call what is merged; this says what happened to yours, and how long it took.
+
+    Args:
+        net: A network or a function.
+
+    Returns:
+        A :class:`Status`. ``print`` it. That of a network goes on with its calls.
+
+    Raises:
+        TypeError: ``net`` can't be called.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> lif = snnfast.Leaky(beta=0.9)
+        >>> @snnfast.compile
+        ... def loop(x):
+        ...     mem = torch.zeros(3)
+        ...     for step in x:
+        ...         spk, mem = lif(step, mem)
+        ...     return mem
+        >>> for _ in range(3):
+        ...     mem = loop(torch.rand(5, 3))
+        >>> snnfast.status(loop).training
+        'recorded'
+    """
+    net = _checked(net, None)
+    call = net._compiled_call_impl if isinstance(net, nn.Module) else net
+    found = getattr(call, "snnfast_status", None)
+    return found if found is not None else Status(_name_of(net), is_compiled=False)
+
+
+def _at_once(net: nn.Module | None) -> tuple[int, Compiled]:
+    """How many neuron layers of a network run all steps in one call, and the call of the network if there are any."""
+    layers = layers_at_once(net)
+    if net is None or not layers:
+        return 0, _call_of_its_own()
+    at_once = importlib.import_module("snnfast.compiler.at_once")
+    at_once.pair(net)
+    return layers, at_once.call
 
 
 def _checked(net: Any, by: str | None) -> Any:

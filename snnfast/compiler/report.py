@@ -88,7 +88,32 @@ class Explanation:
         lines = [graph + f"\n  ({n} graphs are alike)" * (n > 1) for graph, n in alike.items()]
         lines += [f"torch.compile cuts the code at {cut}" for cut in self.cuts]
         lines += self.notes
-        return "\n".join(lines) or "nothing was compiled"
+        return "\n".join([*lines, *self.advice])
+
+    @property
+    def advice(self) -> list[str]:
+        """The last lines of the text: the result in short, and remedies."""
+        merged = [graph for graph in self.graphs if graph.merged]
+        if any(NOTHING_TO_COMPILE in (graph.refused or "") for graph in self.graphs):
+            return ["In short: leave snnfast.compile away, the layers run all steps by themselves"]
+        if not merged:
+            return [
+                "In short: nothing is gained, so that calls run as they are. Compile the function that has the loop "
+                "over time, or change the import alone (docs/migrate.md)"
+            ]
+        before, after = sum(graph.calls_of_loop for graph in merged), sum(graph.calls for graph in merged)
+        lines = [f"In short: {after} calls instead of {before}. snnfast.status tells what becomes of your own calls"]
+        if any(graph.repeated for graph in merged):
+            lines.append("What is repeated takes the time that it takes in the loop (docs/time-loop.md says why)")
+        if any(note.startswith(ITS_STEPS_ALONE) for note in self.notes):
+            lines.append("Each number of steps has a graph of its own: pad batches to a few lengths")
+        return lines
+
+
+ITS_STEPS_ALONE = "for these steps alone: "
+"""How the note begins that a graph is for one number of steps."""
+
+NOTHING_TO_COMPILE = "nothing to compile"
 
 
 def refuse(report: GraphReport, reason: str) -> None:
@@ -136,7 +161,7 @@ NO_NEURON = "there is no step of a neuron in it"
 def nothing_to_compile(layers: int) -> str:
     """The message for a network whose neurons all run in step mode "m", by ``unroll`` or in a ``MultiStep``."""
     its = f"its {layers} layers of neurons already run" if layers > 1 else "its layer of neurons already runs"
-    return f"{its} all steps in one call{' each' * (layers > 1)}: nothing to compile"
+    return f"{its} all steps in one call{' each' * (layers > 1)}: {NOTHING_TO_COMPILE}"
 
 
 def leave_alone(report: GraphReport, gm: GraphModule, reason: str = NO_NEURON) -> None:

@@ -56,7 +56,7 @@ def test_it_returns_the_network_itself_with_the_same_type_and_keys_and_there_is_
     assert type(compiled) is Net
     assert list(compiled.state_dict()) == keys
     assert_compiled(net)
-    net._compiled_call_impl = None
+    snnfast.uncompile(net)
     assert_not_compiled(net)
     assert_same(net, other, x)
 

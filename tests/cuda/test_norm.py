@@ -397,7 +397,7 @@ def test_a_compiled_sequential_in_step_mode_m(make: Any, node: Any, device: torc
     ]
     assert_all_close(grads[0], grads[1], 1e-5)
     copied = copy.deepcopy(net)
-    net._compiled_call_impl = None
+    snnfast.uncompile(net)
     take_launches()
     for other in (plain, net, copied):  # not compiled
         functional.reset_net(other)

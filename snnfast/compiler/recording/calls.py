@@ -35,7 +35,7 @@ from snnfast.compiler.recording.plans import Plan, plan_for_any_steps, plan_for_
 from snnfast.compiler.recording.recorder import Recorder
 from snnfast.compiler.recording.replay import Attempt, Replays
 from snnfast.compiler.recording.twins import Told, Twins
-from snnfast.compiler.report import Explanation
+from snnfast.compiler.report import ITS_STEPS_ALONE, Explanation
 
 _MOST_FORMS = 16
 """So many forms are kept."""
@@ -336,7 +336,7 @@ class Recorded:
         if isinstance(plan, Plan):
             family = known.families[Told(form).structure]
             self._explained.notes.append(
-                "its graph is for any number of steps" if plan.is_general else f"for these steps alone: {family.limits}"
+                "its graph is for any number of steps" if plan.is_general else f"{ITS_STEPS_ALONE}{family.limits}"
             )
 
 
