@@ -18,6 +18,7 @@ html_theme = "furo"
 html_title = "snnfast"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_extra_path = ["../llms.txt"]  # coding assistants look for it
 html_show_sphinx = False
 html_copy_source = False
 pygments_style = "friendly"

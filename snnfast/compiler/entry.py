@@ -169,16 +169,6 @@ def status(net: Any) -> Status:
     return found if found is not None else Status(_name_of(net), is_compiled=False)
 
 
-def _at_once(net: nn.Module | None) -> tuple[int, Compiled]:
-    """How many neuron layers of a network run all steps in one call, and the call of the network if there are any."""
-    layers = layers_at_once(net)
-    if net is None or not layers:
-        return 0, _call_of_its_own()
-    at_once = importlib.import_module("snnfast.compiler.at_once")
-    at_once.pair(net)
-    return layers, at_once.call
-
-
 def _checked(net: Any, by: str | None) -> Any:
     """The function or network that is given; the network itself where ``torch.compile`` has wrapped it."""
     if not callable(net):

@@ -34,12 +34,20 @@ def test_the_project_has_one_address_everywhere() -> None:
     urls = PROJECT["urls"]
     assert CITATION["repository-code"] == urls["Source"]
     assert CITATION["url"] == urls["Documentation"]
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*")]
+    pages = [*ROOT.glob("*.md"), ROOT / "llms.txt", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*")]
     for page in filter(Path.is_file, pages):
         for found in re.findall(r"https?://(?:github\.com/snnfast|snnfast\.)[^\s)\"'`\\]*", page.read_text()):
             assert found.removesuffix(".git").startswith((urls["Source"], urls["Documentation"])), (
                 f"{page.name}: {found}"
             )
+
+
+def test_the_page_for_assistants_leads_to_pages_of_the_site() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "llms.txt").read_text())
+    assert len(links) > 10
+    for page in (link.removeprefix(PROJECT["urls"]["Documentation"]) for link in links if link.endswith(".html")):
+        sources = [ROOT / "docs" / Path(page).with_suffix(suffix) for suffix in (".md", ".rst")]
+        assert any(source.is_file() for source in sources), page
 
 
 def test_the_pythons_that_are_claimed_are_those_that_are_tested() -> None:

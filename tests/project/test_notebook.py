@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 pytestmark = pytest.mark.thorough
 pytest.importorskip("snntorch")
 plt = pytest.importorskip("matplotlib.pyplot")
-NOTEBOOK = json.loads((Path(__file__).parents[2] / "examples" / "tutorial5.ipynb").read_text())
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = json.loads((ROOT / "examples" / "tutorial5.ipynb").read_text())
+SOURCE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"]
 CODE = {cell["id"]: "".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"}
 
 
@@ -33,15 +36,20 @@ def test_every_cell_runs(mnist: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert len(re.findall(r"^snnTorch.*: [\d.]+ ms for a training step, first loss", out, re.MULTILINE)) == 2
     assert re.search(r"^[\d.]+ times as fast$", out, re.MULTILINE)
     assert float(re.search(r"^test accuracy: (\d\.\d{4})$", out, re.MULTILINE)[1]) > 0.5
+    assert "Net is compiled\n" in out
+    assert "In short: " in out
     assert len(shown) == 2
     assert sum(len(c.get_offsets()) for ax in shown[-1].axes for c in ax.collections) > 0  # the raster has spikes
     plt.close("all")
 
 
-def test_without_the_package_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_it_installs_the_source_and_what_that_needs_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed: list[str] = []
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="set INSTALL to a wheel"):
-        exec(CODE["install"], {})
+    monkeypatch.setattr("subprocess.run", lambda command, check: installed.extend(command[5:]))
+    monkeypatch.delenv("SNNFAST_INSTALL", raising=False)
+    exec(CODE["install"], {})
+    assert installed.index("torch>=2.11") < installed.index(f"git+{SOURCE}") < installed.index("snntorch")
 
 
 def test_it_is_stored_without_outputs() -> None:
