@@ -239,7 +239,8 @@ class Choice:
             self._account.cost += seconds
         else:
             self._account.taken += seconds
-            self.status.add(TRACED, shapes[0], seconds)
+        self.status.add(TRACED, shapes[0], seconds if number_of_graphs() == graphs else 0.0)
+        self.status.graphs, self.status.making = self._account.graphs, self._account.cost
         self._enter(shapes, has_graph=True)
         return result
 

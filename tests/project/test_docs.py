@@ -152,6 +152,11 @@ def test_messages_that_the_troubleshooting_page_quotes_are_those_of_the_package(
         assert part in source, part
 
 
+def test_the_readme_is_read_in_a_few_minutes() -> None:
+    generated = r"<!-- \[\[\[cog.*?<!-- \[\[\[end\]\]\] -->\n?"
+    assert len(re.sub(generated, "", (ROOT / "README.md").read_text(), flags=re.S).splitlines()) <= 150
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and the site make them."""
     found: set[str] = set()
