@@ -12,9 +12,9 @@
 
 namespace snnfast {
 
-// The one list of surrogates: the functors below and their names. snnfast/surrogate/base.py has the same names in the
-// same order, and the two lists are compared when the package is imported. `none`, through which no gradient passes,
-// follows as the last.
+// The one list of surrogates: the functors below and their names. The decorators in snnfast/surrogate/__init__.py have
+// the same names in the same order, and the two lists are compared when the package is imported. `none`, through which
+// no gradient passes, follows as the last.
 #define SNN_SURROGATES(X)                          \
   X(ATan, "atan")                                  \
   X(FastSigmoid, "fast_sigmoid")                   \

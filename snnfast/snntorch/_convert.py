@@ -226,8 +226,9 @@ def _snntorchs_own(spike_grad: Any) -> Any:
     if isinstance(spike_grad, surrogate._Custom):
         return snntorch.surrogate.custom_surrogate(spike_grad.function)
     for name, factory in FACTORIES.items():
-        if name != "LSO" and type(spike_grad) is type(factory()):
-            return getattr(snntorch.surrogate, name)(**vars(spike_grad))
+        theirs = getattr(snntorch.surrogate, name, None)
+        if theirs is not None and name != "LSO" and type(spike_grad) is type(factory()):
+            return theirs(**vars(spike_grad))
     return spike_grad
 
 

@@ -162,6 +162,7 @@ def test_a_callable_can_be_used_first_in_inference_mode() -> None:
             assert leaf.grad is not None
 
 
+@pytest.mark.needs_extension
 def test_a_closure_that_is_assigned_is_examined_once() -> None:
     calls = []
 

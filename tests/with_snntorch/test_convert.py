@@ -488,6 +488,16 @@ def test_copies_pickles_and_files(cls: Any) -> None:
         assert other.spike_grad.__module__ == "snntorch.surrogate"
 
 
+def test_a_surrogate_that_snntorch_does_not_have_stays_where_its_layer_is_reverted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lif = snn.Leaky(0.9, spike_grad=surrogate.SFS(slope=2.0))
+    monkeypatch.delattr(theirs, "SFS")
+    assert snn.revert(lif).swapped == ("",)
+    assert type(lif) is snntorch.Leaky
+    assert lif.spike_grad == surrogate.SFS(slope=2.0)
+
+
 @NEURONS
 def test_a_subclass_of_our_layer_is_not_reverted(name: str) -> None:
     mine = type("Mine", (getattr(snn, name),), {})
