@@ -69,6 +69,12 @@ __all__ += neurons.__all__
 
 flops.register_when_imported()
 
+
+def __dir__() -> list[str]:
+    """The names that users call, without those that this file imports."""
+    return sorted({*__all__, "snntorch", *(name for name in globals() if name.startswith("__"))})
+
+
 if TYPE_CHECKING:
     from snnfast import nir as nir
     from snnfast import snntorch as snntorch

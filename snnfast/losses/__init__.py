@@ -81,6 +81,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """The losses and accuracies, without the names that this file imports."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
 class ce_rate_loss(PopulationLoss):
     """Cross-entropy of the spikes at each step, mean over the steps.
 

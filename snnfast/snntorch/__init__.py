@@ -33,8 +33,21 @@ from typing import TYPE_CHECKING, Any
 from snnfast.snntorch._convert import Report, convert, revert
 from snnfast.snntorch._drop_ins import LAYERS, snntorch
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what editors and type checkers know, who do not run this file
+    from snntorch import *  # noqa: F403
+    from snntorch import (  # noqa: F401
+        backprop,
+        export_nir,
+        functional,
+        import_nir,
+        spikeplot,
+        spikevision,
+        surrogate,
+        utils,
+    )
+
     from snnfast.neurons import *  # noqa: F403 - the same signatures
+    from snnfast.snntorch import spikegen
 
 globals().update({layer.__name__: layer for layer in LAYERS})
 
@@ -73,7 +86,8 @@ def _snntorchs(fullname: str) -> str:
 # file.
 sys.meta_path.insert(0, _Submodules())
 
-spikegen = importlib.import_module(f"{__name__}.spikegen")
+if not TYPE_CHECKING:
+    spikegen = importlib.import_module(f"{__name__}.spikegen")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,10 @@
 """snnfast.snntorch is snntorch with other neurons: the same names and objects, and an error without it."""
 
+import ast
 import functools
 import importlib
 import importlib.metadata
+import inspect
 import pkgutil
 import re
 import sys
@@ -87,6 +89,16 @@ def test_all_dir_and_version() -> None:
     assert {"Leaky", "convert", "revert", "Synaptic", "functional", "spikegen", "__version__"} <= set(dir(snn))
     for name in dir(snn):
         assert name in ("backprop", "export_nir", "import_nir", "spikeplot", "spikevision") or hasattr(snn, name), name
+
+
+def test_editors_which_run_nothing_know_the_names_of_snntorch() -> None:
+    block = next(node for node in ast.parse(inspect.getsource(snn)).body if isinstance(node, ast.If))
+    found: set[str] = {"Report", "convert", "revert", "__version__"}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            found |= set(public(importlib.import_module(str(node.module)))) if alias.name == "*" else {alias.name}
+    assert {name for name in dir(snn) if not name.startswith("__")} <= found
 
 
 @pytest.mark.parametrize("name", ["Leeky", "no.such", "functional.loss", "__wrapped__"])
