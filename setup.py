@@ -21,6 +21,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -570,8 +571,18 @@ class AnyPythonWheel(bdist_wheel):
         return ("py3", "none", "any" if self.root_is_pure else target().tag)
 
 
+def page() -> str:
+    """README for PyPI's page, where links and figures need whole addresses, and comments would be shown."""
+    source = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"]
+    text = re.sub(r"<!--.*?-->\n*", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    text = re.sub(r"(!\[[^\]]*\]\(|src=\")(?=docs/)", rf"\1{source}/raw/main/", text)
+    return re.sub(r"\]\((?!https?:)", f"]({source}/blob/main/", text)
+
+
 if __name__ == "__main__":
     setup(
+        long_description=page(),
+        long_description_content_type="text/markdown",
         ext_modules=[EXTENSION],
         cmdclass={"build_ext": NinjaBuild, "bdist_wheel": AnyPythonWheel},
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import setup
 import snnfast
 
 yaml = pytest.importorskip("yaml")
@@ -68,6 +69,16 @@ def test_only_a_tag_publishes_and_only_what_was_tried() -> None:
     (upload,) = [step["with"] for step in publish["steps"] if "pypi-publish" in step.get("uses", "")]
     assert upload["attestations"] is True
     assert "password" not in upload
+
+
+def test_links_and_figures_of_the_page_on_pypi_are_whole_addresses() -> None:
+    page, source = setup.page(), PROJECT["urls"]["Source"]
+    found = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", page)
+    assert len(found) > 30
+    assert all("".join(target).startswith("https://") for target in found)
+    assert f"{source}/raw/main/docs/figures/tutorial5.svg" in page
+    assert f"]({source}/blob/main/docs/install.md" in page
+    assert "cog" not in page
 
 
 @pytest.mark.thorough
