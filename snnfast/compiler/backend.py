@@ -121,7 +121,7 @@ def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
     report, neurons = _report_of(gm), has_neurons(gm)
     record_backward(gm)
     try:
-        if neurons or unrolls_of(gm) or (_repeats(gm) and not is_unconverted(gm)):
+        if neurons or (_repeats(gm) and not is_unconverted(gm)):
             drop_sizes(gm)
             return _merged(gm, report)[0], report
         leave_alone(report, gm)
@@ -190,7 +190,7 @@ def _merged(gm: GraphModule, report: GraphReport, sizes: Sequence[int] | None = 
     parts = Distributed(rolled)
     stages.after("distribute", rolled)
     report.random = any(map(is_random, found.graph.nodes))
-    unrolls = unrolls_of(gm)
+    unrolls = 0 if sizes is None else unrolls_of(gm)
     if not has_neurons(gm) and not any(isinstance(part, Program) for part in parts.parts):
         if not unrolls:
             reasons = dict.fromkeys(s.reason for s in rolled.statements if s.reason is not None)

@@ -426,7 +426,7 @@ class _Pass:
     def _stateless(self, layer: nn.Module, x: Tensor, num_steps: int | None) -> Tensor:
         call = self._of_each_step(layer, x, num_steps) or self.order.to_call(layer, x, num_steps is not None)
         x = over_time(layer, call, x, num_steps)
-        self.returned += x.nbytes
+        self.returned += _bytes(x)
         return x
 
     def _norm(self, layer: nn.Module, rest: list[nn.Module], x: Tensor, num_steps: int | None) -> Norm | None:
@@ -463,7 +463,7 @@ class _Pass:
         states = check_state(number, given, layer, x.shape[1:] if num_steps is None else x.shape)
         options = record_mem, reduce, self.return_states, linear, self.lengths, norm
         found = layer._unroll(x, states, num_steps, *options)
-        self.returned += found[0].nbytes
+        self.returned += _bytes(found[0])
         if self.return_states:
             found, last = found[:-n], found[-n:]
             last = tuple(map(self.order.shown, last))
@@ -565,3 +565,7 @@ def _why_not_unrolled(layer: nn.Module) -> str | None:
         return reason
     own = "forward" in vars(layer) or not any(type(layer).forward is known.forward for known in LAYERS.values())
     return f"{type(layer).__name__} has its own forward" if own else None
+
+
+def _bytes(t: Tensor) -> int:
+    return t.numel() * t.element_size()  # unlike nbytes, it takes sizes that are symbols
