@@ -116,14 +116,18 @@ def executable(gm: GraphModule) -> GraphModule:
 
 
 @_undisturbed()
-def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
-    """Merge what can be merged. Returns the new graph, or the old one if nothing can, and a report."""
+def merge(gm: GraphModule, unrolls: int = 0) -> tuple[GraphModule, GraphReport]:
+    """Merge what can be merged. Returns the new graph, or the old one if nothing can, and a report.
+
+    ``unrolls`` is the number of layers that run all steps in one call and may become one with a norm before them. A
+    graph of dynamo has none to give: spelled anew as ATen calls, it would lose the kernels of its images.
+    """
     report, neurons = _report_of(gm), has_neurons(gm)
     record_backward(gm)
     try:
-        if neurons or (_repeats(gm) and not is_unconverted(gm)):
+        if neurons or unrolls or (_repeats(gm) and not is_unconverted(gm)):
             drop_sizes(gm)
-            return _merged(gm, report)[0], report
+            return _merged(gm, report, unrolls)[0], report
         leave_alone(report, gm)
     except RefusedError as refusal:
         if neurons:
@@ -160,7 +164,7 @@ def for_any_steps(gm: GraphModule, sizes: Sequence[int]) -> ForAnySteps:
     if is_unconverted(gm) and not has_neurons(gm):
         raise RefusedError(UNCONVERTED)
     report = _report_of(gm)
-    merged, numbers = _merged(gm, report, sizes)
+    merged, numbers = _merged(gm, report, unrolls_of(gm), sizes)
     return ForAnySteps(AnySteps(executable(merged)), numbers, report)
 
 
@@ -175,7 +179,9 @@ def _repeats(gm: GraphModule) -> bool:
     return any(times >= LEAST for site, times in sites.items() if site.trace)
 
 
-def _merged(gm: GraphModule, report: GraphReport, sizes: Sequence[int] | None = None) -> tuple[GraphModule, list[int]]:
+def _merged(
+    gm: GraphModule, report: GraphReport, unrolls: int, sizes: Sequence[int] | None = None
+) -> tuple[GraphModule, list[int]]:
     """The new graph of a loop. With ``sizes`` it is for any number of steps, and takes the numbers that are returned.
 
     Raises:
@@ -190,7 +196,6 @@ def _merged(gm: GraphModule, report: GraphReport, sizes: Sequence[int] | None = 
     parts = Distributed(rolled)
     stages.after("distribute", rolled)
     report.random = any(map(is_random, found.graph.nodes))
-    unrolls = 0 if sizes is None else unrolls_of(gm)
     if not has_neurons(gm) and not any(isinstance(part, Program) for part in parts.parts):
         if not unrolls:
             reasons = dict.fromkeys(s.reason for s in rolled.statements if s.reason is not None)

@@ -35,7 +35,7 @@ from snnfast.compiler.recording.plans import Plan, plan_for_any_steps, plan_for_
 from snnfast.compiler.recording.recorder import Recorder
 from snnfast.compiler.recording.replay import Attempt, Replays
 from snnfast.compiler.recording.twins import Told, Twins
-from snnfast.compiler.report import ITS_STEPS_ALONE, Explanation
+from snnfast.compiler.report import ITS_STEPS_ALONE, Explanation, unrolls_of
 
 _MOST_FORMS = 16
 """So many forms are kept."""
@@ -327,7 +327,8 @@ class Recorded:
         loops = ", ".join(f"{run.steps} x {run.period}" for run in form.runs) or "none"
         self._explained.notes.append(f"recorded {len(form.kinds)} calls; in loops, steps x calls: {loops}")
         try:
-            _, report = merge(write(form, form.steps, known.kinds, recorder.lines))
+            graph = write(form, form.steps, known.kinds, recorder.lines)
+            _, report = merge(graph, unrolls_of(graph))
         except UnknownFormError as error:
             self._explained.notes.append(str(error))
             return
