@@ -8,7 +8,7 @@ from torch import Tensor
 
 from snnfast._core import ops
 
-__all__ = ["Counts", "count_bits", "count_samples", "count_steps", "exact", "has_only_spikes"]
+__all__ = ["Counts", "count_bits", "count_steps", "exact", "has_only_spikes"]
 
 _PIECE = 1 << 16
 """So many elements are counted at a time: a quarter of a megabyte of float32, which stays in the cache."""
@@ -35,17 +35,9 @@ def has_only_spikes(x: Tensor) -> bool:
     return all(not torch.count_nonzero((part - 1).mul_(part)) for part in _pieces(x))  # neither NaN nor inf becomes 0
 
 
-def count_samples(x: Tensor, only_spikes: bool = True) -> Tensor:
-    """The spikes of each neuron ``[*]`` over the samples of one step ``[B, *]``; or numbers that are not 0."""
-    if x.is_contiguous():  # the usual, in less time
-        return (x if only_spikes else x.ne(0)).sum(0, dtype=_accumulates(x))
-    ordered, back = _in_order(x, 1)
-    return (ordered if only_spikes else ordered.ne(0)).sum(0, dtype=_accumulates(x)).permute(back)
-
-
-def count_steps(x: Tensor, only_spikes: bool) -> Counts:
+def count_steps(x: Tensor, only_spikes: bool = True) -> Counts:
     """Count the spikes of ``[T, B, *]``, or its numbers that are not 0."""
-    x, back = _in_order(x, 2)
+    x, back = _in_order(x)
     steps, neurons = [], None
     for part in _pieces(x, _PIECE * x.shape[1] if only_spikes else _PIECE):  # so many numbers are made
         rows = (part if only_spikes else part.ne(0)).sum(1, dtype=_accumulates(x))
@@ -81,11 +73,11 @@ def _pieces(x: Tensor, size: int = _PIECE) -> Sequence[Tensor]:
     return torch.split(x, max(1, size * len(x) // max(1, x.numel()))) if x.dim() and len(x) else (x,)
 
 
-def _in_order(x: Tensor, first: int) -> tuple[Tensor, list[int]]:
-    """``x`` with its dimensions from ``first`` on in their order in memory, which is that of a fast sum.
+def _in_order(x: Tensor) -> tuple[Tensor, list[int]]:
+    """``[T, B, *]`` with the latter dimensions in their order in memory, which is that of a fast sum.
 
-    With it come the places of the latter dimensions, by which ``permute`` puts them back.
+    With it come the places of these dimensions, by which ``permute`` puts them back.
     """
-    order = sorted(range(first, x.dim()), key=x.stride().__getitem__, reverse=True)
+    order = sorted(range(2, x.dim()), key=x.stride().__getitem__, reverse=True)
     back = sorted(range(len(order)), key=order.__getitem__)
-    return x.permute(*range(first), *order), back
+    return x.permute(0, 1, *order), back

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from snnfast._activity.report import LayerActivity
     from snnfast._activity.watching import Seen
 
 __all__ = ["problems_of"]
@@ -18,36 +19,29 @@ LEAST_GRADIENT = 1e-4
 """The gradient of a weight, relative to the weight, is small where it is this part of the largest in the network."""
 
 
-def problems_of(net: nn.Module, seen: "dict[str, Seen]") -> list[str]:
+def problems_of(net: nn.Module, layers: "dict[str, LayerActivity]") -> list[str]:
     """The problems of the layers in order, then those of the gradients."""
-    found = [f"{name}: {problem}" for name, layer in seen.items() for problem in _of_layer(layer)]
-    return found + list(_of_gradients(net, seen))
+    found = [f"{name}: {problem}" for name, layer in layers.items() for problem in _of_layer(layer)]
+    return found + list(_of_gradients(net))
 
 
-def _of_layer(layer: "Seen") -> Iterator[str]:
-    neurons = layer.neurons
-    if neurons is None:
-        for product in layer.products.values():
-            if not product.is_analog and not product.synops:
-                yield "all that it was given is 0, so its weights do not matter"
-                break
+def _of_layer(layer: "LayerActivity") -> Iterator[str]:
+    seen, silent, saturated = layer._seen, layer.silent, layer.saturated
+    if silent is None or saturated is None:
+        if any(not product.is_analog and not product.synops for product in seen.products.values()):
+            yield "all that it was given is 0, so its weights do not matter"
         return
-    found = neurons.counts
-    number = sum(counts.numel() for counts, _ in found)
-    silent = sum(int((counts == 0).sum()) for counts, _ in found) / max(1, number)
-    saturated = sum(int((counts == seen).sum()) for counts, seen in found) / max(1, number)
     if silent >= MOST_SILENT:
         yield f"{_percent(silent)} of the neurons never spike{_membrane(layer)}"
     if saturated >= MOST_SATURATED:
         yield f"{_percent(saturated)} of the neurons spike at every step{_membrane(layer)}"
-    dead = _without_derivative(layer)
+    dead = _without_derivative(seen)
     if dead is not None and dead >= MOST_SILENT:
         yield f"its surrogate is 0 at {_percent(dead)} of the membranes, where no gradient passes"
 
 
-def _membrane(layer: "Seen") -> str:
-    mean = None if layer.membranes is None else layer.membranes.mean
-    return "" if mean is None else f"; the membrane's mean is {mean:.2g} of the threshold"
+def _membrane(layer: "LayerActivity") -> str:
+    return "" if layer.membrane is None else f"; the membrane's mean is {layer.membrane:.2g} of the threshold"
 
 
 def _without_derivative(layer: "Seen") -> float | None:
@@ -65,7 +59,7 @@ def _without_derivative(layer: "Seen") -> float | None:
     return float((derivative == 0).float().mean())
 
 
-def _of_gradients(net: nn.Module, seen: "dict[str, Seen]") -> Iterator[str]:
+def _of_gradients(net: nn.Module) -> Iterator[str]:
     """Problems of the gradients that parameters hold, if any do."""
     learned = {name: p for name, p in net.named_parameters() if p.requires_grad}
     given = {name: _numbers(p.grad) for name, p in learned.items() if p.grad is not None}

@@ -5,15 +5,15 @@ these ops.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from snnfast._activity.fan_out import FanOut
 from snnfast._core.ops import NAMESPACE
 
-__all__ = ["PRODUCTS", "FanOut", "Operand", "Work"]
+__all__ = ["PRODUCTS", "Operand", "Work"]
 
 aten = torch.ops.aten
 
@@ -22,13 +22,13 @@ class Operand(NamedTuple):
     """A tensor that may be spikes, and the tensor that is its weight then.
 
     Attributes:
-        fan_out: The outputs that one of its numbers reaches.
+        fan_out: The outputs that one of its numbers reaches; int64 ``[*spatial]`` where that depends on its position.
         steps: The number of steps, if ``given`` is bits ``[rows of eight steps, R, N]``.
     """
 
     given: Tensor
     weight: Tensor
-    fan_out: int | FanOut
+    fan_out: int | Tensor
     steps: int | None = None
 
 
@@ -48,6 +48,7 @@ class Work(NamedTuple):
 
 
 Works = Sequence[Work]
+Sizes = tuple[int, ...]
 
 
 def _mm(a: Tensor, b: Tensor, *_: Any) -> Works:
@@ -73,6 +74,28 @@ def _linear(x: Tensor, weight: Tensor, *_: Any) -> Works:
     return (Work(x.numel() * weight.shape[0], (Operand(x, weight, weight.shape[0]),)),)
 
 
+@lru_cache(maxsize=64)
+def _fan_out(
+    inputs: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, outputs: Sizes, transposed: bool
+) -> Tensor:
+    """The outputs in one channel that an input of a convolution reaches at each position, int64 ``[*inputs]``.
+
+    All are sizes of the spatial dimensions; of ``stride``, ``padding`` and ``dilation``, one may be for all.
+    """
+    fan = torch.ones((), dtype=torch.int64, device="cpu")
+    all_dims = [n * (len(inputs) if len(n) == 1 else 1) for n in (stride, padding, dilation)]
+    for size, taps, step, pad, apart, reach in zip(inputs, kernel, *all_dims, outputs, strict=True):
+        x, tap = torch.arange(size, device="cpu"), torch.arange(taps, device="cpu").unsqueeze(1)
+        if transposed:
+            output = x * step - pad + tap * apart
+            reaches = (output >= 0) & (output < reach)
+        else:
+            first = x + pad - tap * apart  # the place of the kernel in the input, where this tap is here
+            reaches = (first >= 0) & (first % step == 0) & (first // step < reach)
+        fan = fan.unsqueeze(-1) * reaches.sum(0)
+    return fan
+
+
 def _convolution(
     x: Tensor,
     weight: Tensor,
@@ -87,9 +110,7 @@ def _convolution(
 ) -> Works:
     inputs, kernel, outputs = tuple(x.shape[2:]), tuple(weight.shape[2:]), tuple(out.shape[2:])
     channels = weight.shape[1] if transposed else weight.shape[0] * weight.shape[1] // x.shape[1]  # of a group
-    fan_out = FanOut(
-        inputs, kernel, outputs, channels, tuple(stride), tuple(padding), tuple(dilation), bool(transposed)
-    )
+    fan_out = _fan_out(inputs, kernel, tuple(stride), tuple(padding), tuple(dilation), outputs, transposed) * channels
     dense = x.shape[0] * weight.numel() * (x if transposed else out).shape[2:].numel()
     return (Work(dense, (Operand(x, weight, fan_out),)),)
 

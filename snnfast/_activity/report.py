@@ -32,20 +32,17 @@ class LayerActivity:
     @property
     def spikes(self) -> int | None:
         """The number of spikes, which are the outputs that are not 0."""
-        neurons = self._seen.neurons
-        return None if neurons is None else sum(int(counts.sum()) for counts, _ in neurons.counts)
+        return self._sum(lambda counts, seen: counts.sum())
 
     @property
     def neuron_steps(self) -> int | None:
         """The number of outputs, which is that of neurons times samples times steps."""
-        neurons = self._seen.neurons
-        return None if neurons is None else sum(counts.numel() * seen for counts, seen in neurons.counts)
+        return self._sum(lambda counts, seen: counts.numel() * seen)
 
     @property
     def neurons(self) -> int | None:
         """The number of neurons, which is that of the outputs of one step of one sample."""
-        neurons = self._seen.neurons
-        return None if neurons is None else sum(counts.numel() for counts, _ in neurons.counts)
+        return self._sum(lambda counts, seen: counts.numel())
 
     @property
     def rate(self) -> float | None:
@@ -55,12 +52,12 @@ class LayerActivity:
     @property
     def silent(self) -> float | None:
         """The share of the neurons that never spiked."""
-        return self._share_of(lambda counts, seen: counts == 0)
+        return _share(self._sum(lambda counts, seen: (counts == 0).sum()), self.neurons)
 
     @property
     def saturated(self) -> float | None:
         """The share of the neurons that spiked at every step of every sample."""
-        return self._share_of(lambda counts, seen: counts == seen)
+        return _share(self._sum(lambda counts, seen: (counts == seen).sum()), self.neurons)
 
     @property
     def rate_by_step(self) -> list[float] | None:
@@ -91,12 +88,10 @@ class LayerActivity:
         """The spikes of the last call as :class:`Bits`, if they were asked for and not only counted by the layer."""
         return None if self._seen.record is None else self._seen.record.bits
 
-    def _share_of(self, tell: Callable[[Tensor, int], Tensor]) -> float | None:
+    def _sum(self, of: Callable[[Tensor, int], Tensor | int]) -> int | None:
+        """Sum a function of the counts ``[*]`` and of how often each neuron was asked, over the shapes of a step."""
         neurons = self._seen.neurons
-        if neurons is None:
-            return None
-        found = sum(int(tell(counts, seen).sum()) for counts, seen in neurons.counts)
-        return _share(found, self.neurons)
+        return None if neurons is None else sum(int(of(counts, seen)) for counts, seen in neurons.counts)
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers of the layer, by the names of the attributes."""
@@ -139,11 +134,9 @@ class Activity:
 
         A network that is such a layer itself has the name of its class.
         """
-        found = {}
-        for name, seen in self._watch.seen.items():
-            if seen.neurons is not None or seen.products:
-                found[name] = LayerActivity(name, seen)
-        return found
+        return {
+            name: LayerActivity(name, seen) for name, seen in self._watch.seen.items() if seen.neurons or seen.products
+        }
 
     @property
     def calls(self) -> int:
@@ -188,7 +181,7 @@ class Activity:
         Gradients are those that the parameters hold now: ask after ``loss.backward()``, and before the optimizer sets
         them to ``None``.
         """
-        return problems_of(self.net, self._watch.seen)
+        return problems_of(self.net, self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, for example for ``json.dump``."""

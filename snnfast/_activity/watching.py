@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from snnfast._activity.counts import Counts, count_bits, count_samples, count_steps, exact, has_only_spikes
+from snnfast._activity.counts import Counts, count_bits, count_steps, exact, has_only_spikes
 from snnfast._activity.layers import neurons_of, runs_all_steps, spikes_surely, unrolls_inside
 from snnfast._activity.membranes import Membranes, states_of
 from snnfast._activity.products import PRODUCTS, Operand, Work
@@ -285,11 +285,7 @@ class Watch:
             x = spk.detach()
             if seen.is_doubted and not self._may_be_spikes(seen, x, (*args, *kwargs.values()), output is not spk):
                 return
-            if module in self._of_all_steps:
-                self._add(seen, x)
-            else:
-                # Without a batch dimension, a step is that of one sample.
-                self._add_step(seen, x if x.dim() > 1 else x.unsqueeze(0))
+            self._add(seen, x if module in self._of_all_steps else _one_step(x))
 
     def _is_called(self, module: nn.Module, args: Any) -> None:
         if not self._is_here():
@@ -309,13 +305,6 @@ class Watch:
             seen.returns_others, seen.neurons = True, None
             return False
         return True
-
-    def _add_step(self, seen: Seen, x: Tensor) -> None:
-        """Add the spikes ``[B, *]`` of a step."""
-        only_spikes = seen.module in self._sure or seen.is_doubted or has_only_spikes(x)
-        self._sums_of(seen).add_step(count_samples(x, only_spikes), len(x))
-        if (record := seen.to_record()) is not None:
-            record.add(x.unsqueeze(0))
 
     def _add(self, seen: Seen, x: Tensor, lengths: Tensor | None = None) -> None:
         """Add the spikes ``[T, B, *]`` of all steps."""
@@ -406,15 +395,15 @@ class Watch:
         if product.is_analog:
             return
         if operand is None:
-            product.become_analog()
+            product.is_analog = True
         elif operand.steps is not None:
             told = self._handed_on  # these very bits
             counts = count_bits(operand.given, operand.steps) if told is None or told[2] is None else told[0]
             product.add(counts.neurons, operand.fan_out)
         elif has_only_spikes(operand.given):
-            product.add(count_samples(operand.given), operand.fan_out)
+            product.add(count_steps(_one_step(operand.given)).neurons, operand.fan_out)
         else:
-            product.become_analog()
+            product.is_analog = True
 
     def _place_of(self, work: Work) -> tuple[str, Any, Operand | None] | None:
         """The name of the module that a product is of, what tells it from others of it, and the operand to count.
@@ -461,3 +450,8 @@ class Watch:
 
 def _has_values(x: Tensor) -> bool:
     return not x.is_meta and not isinstance(x, FakeTensor) and x.layout is torch.strided
+
+
+def _one_step(x: Tensor) -> Tensor:
+    """``[B, *]`` as ``[1, B, *]``; a vector, which has no batch dimension, is that of one sample."""
+    return (x if x.dim() > 1 else x.unsqueeze(0)).unsqueeze(0)
