@@ -8,7 +8,8 @@ from statistics import median
 from textwrap import fill
 
 from .bars import Bar, firsts_of, gains_of
-from .peers.ours import LOOPED, NUMBERS, OURS, RECORDED, WITH_LOSS
+from .peers import PEERS
+from .peers.ours import NUMBERS, OURS, RECORDED, WITH_LOSS
 from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
 from .registry import PAIR, TUTORIAL5, case_named
@@ -37,8 +38,7 @@ WORDS = {
     f"{JELLY}, compiled": "SpikingJelly, `torch.compile`",
     HOISTED: "snnTorch, `Linear` hoisted",
     RECORDED: "`snnfast.compile(net)`",
-    LOOPED: "`snnfast.compile(net)`, traced",
-    WITH_LOSS: "`snnfast.compile`, loss inside, traced",
+    WITH_LOSS: "`snnfast.compile`, loss inside",
     OURS: "`snnfast.MultiStep`",
 }
 
@@ -144,10 +144,11 @@ def beside(of: Result, cases: Mapping[str, str], other: str, ours: str = OURS) -
 
 
 def by_peer(of: Result, cases: Mapping[str, str]) -> None:
-    """A line for each implementation, and two columns for each case."""
+    """A line for each implementation that is still measured, and two columns for each case."""
     lines = []
     layers = all(case.startswith("lif") for case in cases.values())
-    times_of = {(row.case, row.peer): row.median for row in of.rows if row.peer != COPY and row.median is not None}
+    rows = [row for row in of.rows if row.peer in PEERS and row.peer != COPY and row.median is not None]
+    times_of = {(row.case, row.peer): row.median for row in rows}
     for peer in dict.fromkeys(peer for case, peer in times_of if case in cases.values()):
         line = [peer if peer == OURS and layers else WORDS.get(peer, peer)]
         for case in cases.values():
@@ -160,11 +161,10 @@ def by_peer(of: Result, cases: Mapping[str, str]) -> None:
 def by_kind(of: Result) -> None:
     """A line for each kind of program of the collection: how many times faster ``snnfast.compile`` makes them.
 
-    Where the result has more ways to call them, there are more columns, each with the median.
+    Where the result has calls of other sizes, there is one more column, with the median.
     """
-    gains = of.gains
-    ways = {"other sizes in every call": gains_of(of.rows, of="varied"), "traced": gains_of(of.rows, LOOPED)}
-    ways = {way: found for way, found in ways.items() if found and found != gains}
+    gains, varied = of.gains, gains_of(of.rows, of="varied")
+    ways = {"other sizes in every call": varied} if varied else {}
     kinds: dict[str, list[str]] = {}
     for case in gains:
         kinds.setdefault(case.partition(":")[0].rpartition(" ")[2], []).append(case)

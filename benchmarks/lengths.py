@@ -21,8 +21,8 @@ from .peers import PEERS, snntorch_loop
 from .runner import Row
 
 BATCHES = 60
-LOOP, COMPILED, TRACED, PRODUCTS = "snnTorch", "snnfast.compile", "by tracing", "products alone"
-WAYS = (LOOP, COMPILED, TRACED, PRODUCTS)
+LOOP, COMPILED, PRODUCTS = "snnTorch", "snnfast.compile", "products alone"
+WAYS = (LOOP, COMPILED, PRODUCTS)
 CHUNK = 320
 """So many images are convolved at once: more do not stay in the caches."""
 
@@ -236,11 +236,10 @@ def _measure(work: Work, ways: list[str]) -> list[Row]:
 def _seconds(work: Work, way: str, lengths: list[int]) -> list[float]:
     import snntorch
 
-    torch._dynamo.reset()
     torch.manual_seed(0)
     net = work.products() if way == PRODUCTS else work.net(snntorch)
-    if way in (COMPILED, TRACED):
-        snnfast.compile(net, by="tracing" if way == TRACED else None)
+    if way == COMPILED:
+        snnfast.compile(net)
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-4, fused=True)
     draws = torch.Generator().manual_seed(0)
     found = []

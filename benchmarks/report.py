@@ -21,7 +21,7 @@ from .bars import Bar, gains_of
 from .measure import environment, processor
 from .networks import neuron_steps
 from .peers import Peer
-from .peers.ours import LOOPED, PRODUCTS
+from .peers.ours import PRODUCTS
 from .registry import Case, case_named
 from .runner import Row, compare
 
@@ -161,7 +161,6 @@ def print_gains(rows: Sequence[Row]) -> None:
     gains, firsts = gains_of(rows), {row.case: row.first for row in rows if row.first is not None}
     ways = {
         "other sizes": gains_of(rows, of="varied"),
-        "traced": gains_of(rows, LOOPED),
         "products alone": gains_of(rows, PRODUCTS),
     }
     for case, gain in gains.items():

@@ -209,16 +209,14 @@ def nothing_compiled() -> Iterator[None]:
 
 @pytest.fixture
 def reports(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Those of the graphs that the backend ``snnfast`` makes from now on: no loop is traced again to explain it."""
-    backend = import_module("snnfast.compiler.backend")
-    made, merge = [], backend.merge
+    """Those of the graphs that are made from now on."""
+    merge, made = import_module("snnfast.compiler.merge"), []
 
-    def watched(gm: torch.fx.GraphModule) -> Any:
-        merged, report = merge(gm)
-        made.append(report)
-        return merged, report
+    def watched(gm: torch.fx.GraphModule, report_of: Callable[[torch.fx.GraphModule], Any] = merge._report_of) -> Any:
+        made.append(report_of(gm))
+        return made[-1]
 
-    monkeypatch.setattr(backend, "merge", watched)
+    monkeypatch.setattr(merge, "_report_of", watched)
     return made
 
 

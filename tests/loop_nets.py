@@ -1,8 +1,7 @@
-"""Small networks with a loop over time, for the tests of the backend ``snnfast`` of ``torch.compile``."""
+"""Small networks with a loop over time, and the ways to merge it."""
 
 import contextlib
 import warnings
-from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +12,13 @@ from torch._dynamo.utils import counters
 import snnfast
 from benchmarks.collection.comparison import EXACT, difference, seen
 
-by_tracing, explain_tracing = partial(snnfast.compile, by="tracing"), partial(snnfast.explain, by="tracing")
+
+def by_torch_compile(function: Any, **options: Any) -> Any:
+    return torch.compile(function, backend="snnfast", **options)
+
+
+WAYS = [snnfast.compile, by_torch_compile]
+"""The two ways to merge a loop."""
 
 
 class Net(nn.Module):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import snnfast
 from snnfast.neurons.network import convert
 
-from ..peers.ours import DEFAULT, LOOPED, RECORDED, SWAPPED
+from ..peers.ours import DEFAULT, SWAPPED
 from ..registry import Case
 from .comparison import TOLERANCES, Seen, difference, gradients, leaves, seen
 
@@ -32,7 +32,6 @@ KINDS = (
     "attention", "agents", "neurons", "feedback",
 )  # fmt: skip
 LIBRARIES = ("spikingjelly", "norse")  # where they are installed
-BY = {DEFAULT: None, LOOPED: "tracing", RECORDED: "recording"}  # of snnfast.compile
 
 
 @dataclass(frozen=True)
@@ -121,13 +120,13 @@ def built(program: Program, how: str) -> tuple[nn.Module, Callable[..., Any]]:
             if p.dim() > 1:  # weights with which every layer spikes
                 p.copy_(1.2 / p[0].numel() + torch.randn_like(p) / p[0].numel() ** 0.5)
     function = program.train
-    is_compiled = how in BY
+    is_compiled = how == DEFAULT
     if how == SWAPPED or (is_compiled and program.whole):
         convert(net)
     if is_compiled and program.whole:
-        function = snnfast.compile(function, by=BY[how])
+        function = snnfast.compile(function)
     elif is_compiled:
-        net = snnfast.compile(net, by=BY[how])
+        net = snnfast.compile(net)
     return net, lambda *inputs: function(net, *inputs)
 
 
@@ -145,7 +144,7 @@ def silence() -> Any:
         yield printed
 
 
-def differences(program: Program, T: int | Sequence[int], B: int, calls: int = 2, how: str = LOOPED) -> Iterable[str]:
+def differences(program: Program, T: int | Sequence[int], B: int, calls: int = 2, how: str = DEFAULT) -> Iterable[str]:
     """What a compiled program does otherwise than its loop, in so many calls, or one for each number of steps.
 
     In float64, where one product of all steps rounds as T products do to far more digits than are compared. snnTorch's

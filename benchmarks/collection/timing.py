@@ -11,7 +11,7 @@ import torch
 
 from ..measure import alternate, seconds_of
 from ..peers import PEERS
-from ..peers.ours import DEFAULT, LOOPED, PRODUCTS
+from ..peers.ours import DEFAULT, PRODUCTS
 from ..peers.snntorch_loop import LOOP
 from ..registry import Case
 from ..runner import Row, compare, failed
@@ -28,7 +28,6 @@ COMPILED_AFTER = 3
 """So many calls are enough of the others."""
 COMPARED_CALLS = 6
 """So many calls are compared with the loop: the last ones are replayed."""
-COMPARED = (DEFAULT, LOOPED)
 
 Step = Callable[[tuple[Any, ...]], None]
 
@@ -49,7 +48,7 @@ def measure(case: Case, names: Sequence[str], seconds: float) -> list[Row]:
     for name, row in rows.items():
         if row.problem:
             continue
-        way = LOOPED if name == PRODUCTS else name
+        way = DEFAULT if name == PRODUCTS else name
         try:
             if way not in steps:
                 steps[way] = _step(program, way)
@@ -87,7 +86,7 @@ def _compare(program: Program, case: Case, row: Row) -> None:
     """Enter why an implementation is not measured: it is not there, or does not do what the loop does."""
     if problem := PEERS[row.peer].missing(torch.device("cpu")):
         row.problem = problem
-    elif row.peer in COMPARED:
+    elif row.peer == DEFAULT:
         try:
             wrong = list(differences(program, min(case.T, 5), 3, calls=COMPARED_CALLS, how=row.peer))
             assert not wrong, "; ".join(wrong)

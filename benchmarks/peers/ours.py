@@ -12,8 +12,8 @@ from ..registry import NETWORKS, NEURONS, NODE, POOLED, SCALING, SEQUENCE, Case
 from . import snntorch_loop
 from .base import KINDS, Neuron, Peer, layer_options, node, stepping
 
-OURS, LOOPED, WITH_LOSS = "snnfast", "snnfast, compiled loop", "snnfast, compiled loop and loss"
-RECORDED = "snnfast, recorded loop"
+OURS, RECORDED, WITH_LOSS = "snnfast", "snnfast, recorded loop", "snnfast, recorded loop and loss"
+COMPILED_LOOP = "snnfast, compiled loop"
 DEFAULT = "snnfast.compile"
 CHECKPOINT = "snnfast, checkpoint"
 NUMBERS, SWAPPED = "snnfast, spikes as numbers", "snnfast, import changed"
@@ -76,14 +76,6 @@ def snntorchs_loop(case: Case) -> nn.Module:
     return net
 
 
-def trace(loop: Any) -> Any:
-    return snnfast.compile(loop, by="tracing")
-
-
-def record(loop: Any) -> Any:
-    return snnfast.compile(loop, by="recording")
-
-
 def compile_by_backend(net: Any) -> Any:
     return torch.compile(net, backend="snnfast")
 
@@ -112,13 +104,12 @@ PEERS = [
     Peer(SWAPPED, "snntorch", make, network=snntorchs_loop, looped=True, kinds=NETWORKS),
     Peer(DEFAULT, "snntorch", make, compiled=True, kinds=("collection",)),
     Peer(
-        LOOPED, "snntorch", make, network=snntorchs_loop, looped=True, compile=trace, compiled=True,
-        kinds=(*LOOPS, "collection"),
+        RECORDED, "snntorch", make, network=snntorchs_loop, looped=True, compile=snnfast.compile, compiled=True,
+        kinds=LOOPS,
     ),
-    Peer(RECORDED, "snntorch", make, network=snntorchs_loop, looped=True, compile=record, compiled=True, kinds=LOOPS),
     Peer(
-        WITH_LOSS, "snntorch", make, network=snntorchs_loop, looped=True, compile=trace, with_loss=True, compiled=True,
-        kinds=(*NETWORKS, "compile"),
+        WITH_LOSS, "snntorch", make, network=snntorchs_loop, looped=True, compile=snnfast.compile, with_loss=True,
+        compiled=True, kinds=(*NETWORKS, "compile"),
     ),
     Peer(PRODUCTS, "snntorch", make, compiled=True, kinds=("collection",)),
     Peer(DENSE, "torch", make, kinds=("product",)),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from ..peers.norse import PEERS as NORSE
-from ..peers.ours import BACKEND, LOOPED, OURS, SWAPPED
+from ..peers.ours import BACKEND, COMPILED_LOOP, OURS, SWAPPED
 from ..peers.snntorch_loop import LOOP
 from ..peers.spikingjelly import PREFIX as JELLY
 from ..registry import Case
@@ -76,7 +76,7 @@ BENCHMARKS = {
         "benchmarks/torch_shd.py",
         [
             _jaxpike(OURS, SHIM, "spikingjelly"),
-            _jaxpike(LOOPED, COMPILED, "snntorch"),
+            _jaxpike(COMPILED_LOOP, COMPILED, "snntorch"),
             _jaxpike(SWAPPED, IMPORT, "snntorch"),
             _jaxpike(JELLY, AS_IT_IS, "spikingjelly"),
             _jaxpike(NORSE[0].name, AS_IT_IS, "norse"),

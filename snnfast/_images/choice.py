@@ -37,8 +37,8 @@ def pair(given: Any) -> list[int]:
     return numbers * 2 if len(numbers) == 1 else numbers
 
 
-NODES: dict[Any, Callable[..., Tensor]] = {}
-"""The ops that calls are in a graph, if there are kernels; and what to call where Python runs the graph."""
+NODES: set[Any] = set()
+"""The ops that calls are in a graph, if there are kernels. Each is named as PyTorch's function with its arguments."""
 
 
 def define_node(name: str, arguments: str, eager: Callable[..., Tensor], traced: Callable[..., Tensor]) -> None:
@@ -56,4 +56,4 @@ def define_node(name: str, arguments: str, eager: Callable[..., Tensor], traced:
     qualified = f"{ops.NAMESPACE}::{name}"
     torch.library.define(qualified, f"{arguments} -> Tensor")
     torch.library.impl(qualified, "CompositeImplicitAutograd", call)
-    NODES[getattr(torch.ops.snnfast, name)] = eager
+    NODES.add(getattr(torch.ops.snnfast, name))

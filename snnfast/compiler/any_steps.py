@@ -3,11 +3,12 @@
 A graph that was emitted with the numbers of steps as inputs runs for any others if it is emitted alike for two of them.
 """
 
+import copy
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch._ops import OpOverload
@@ -26,7 +27,6 @@ from snnfast.compiler.calls import (
     value,
 )
 from snnfast.compiler.emit import span
-from snnfast.compiler.functions import body_key
 from snnfast.compiler.memory import erase_unread
 
 _FEW = 64
@@ -63,18 +63,6 @@ def with_rows_together(graph: Graph) -> None:
             erase_unread(node)  # a row that shorter loops may not have
 
 
-def with_rows_apart(graph: Graph) -> None:
-    """Let a graph return rows in memory of their own where they may have a gradient.
-
-    The caller may change a row in place, which autograd does not allow of the results of ``unbind``.
-    """
-    output = graph.output_node()
-    leaves, spec = pytree.tree_flatten(output.args[0])
-    rows = [a for a in leaves if _of_unbind(a, 0) is not None and a.meta["context"].records]
-    own = {a: _own_row(a, leaves) for a in dict.fromkeys(rows)}
-    output.args = (pytree.tree_unflatten([own.get(a, a) for a in leaves], spec),)
-
-
 def _own_row(node: Any, returned: list[Any]) -> Any:
     """A row in memory of its own, unless another result is a view of it."""
     rows = _of_unbind(node, 0)
@@ -107,8 +95,6 @@ def _of_unbind(node: Any, number: int) -> tuple[Node, int] | None:
 
 def _constant(node: Node) -> Any:
     found = module_of(node)
-    if isinstance(found, GraphModule):
-        return body_key(found)
     return literal(found.tolist()) if isinstance(found, Tensor) and found.numel() <= _FEW else id(found)
 
 
@@ -117,10 +103,14 @@ class AnySteps:
 
     Args:
         graph: It returns a flat tuple, of which some entries may be tuples of rows.
+
+    Attributes:
+        graph: Its calls.
     """
 
     def __init__(self, graph: GraphModule) -> None:
-        self._graph = graph
+        self._module, self._run = graph, cast(Callable[..., Any], graph)
+        self.graph = graph.graph
         returned: Any = graph.graph.output_node().args[0]
         held = [n for n in [*graph.graph.find_nodes(op="placeholder"), *returned] if isinstance(n, Node)]
         times = Counter(storage for n in held for storage in {storage_of(t) for t in tensors_of(n)})
@@ -128,7 +118,7 @@ class AnySteps:
 
     def is_like(self, other: "AnySteps") -> bool:
         """Whether another graph makes the same calls, with the same constants."""
-        ours, others = list(self._graph.graph.nodes), list(other._graph.graph.nodes)
+        ours, others = list(self.graph.nodes), list(other.graph.nodes)
         places = [{node: i for i, node in enumerate(nodes)} for nodes in (ours, others)]
 
         def told(node: Node, place: dict[Node, int]) -> Any:
@@ -139,12 +129,32 @@ class AnySteps:
             told(a, places[0]) == told(b, places[1]) for a, b in zip(ours, others, strict=True)
         )
 
+    def by(self, backend: Callable[..., Any], steps: Sequence[int], inputs: Sequence[Any]) -> "AnySteps":
+        """The graph as another backend of ``torch.compile`` compiles it, for these steps and inputs like these."""
+        made = copy.copy(self)
+        made._run = backend(self._module, [*steps, *inputs])
+        return made
+
     def __call__(self, steps: Sequence[int], inputs: Sequence[Any]) -> list[Any]:
         found: list[Any] = []
-        for entry, is_shared in zip(self._graph(*steps, *inputs), self._shared, strict=True):
+        for entry, is_shared in zip(self._run(*steps, *inputs), self._shared, strict=True):
             rows = entry if isinstance(entry, list | tuple) else [entry]
             # The caller may change a row in place, which autograd does not allow of the results of ``unbind``.
             found += (
                 [row if overlaps(row) else row.clone() for row in rows] if rows is entry and not is_shared else rows
             )
         return found
+
+
+class ForItsSteps:
+    """A graph with the numbers of steps of a call."""
+
+    def __init__(self, graph: AnySteps, steps: Sequence[int]) -> None:
+        self._graph, self._steps = graph, steps
+
+    def by(self, backend: Callable[..., Any], inputs: Sequence[Any]) -> "ForItsSteps":
+        """The graph as another backend of ``torch.compile`` compiles it, for inputs like these."""
+        return ForItsSteps(self._graph.by(backend, self._steps, inputs), self._steps)
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        return self._graph(self._steps, inputs)

@@ -1,6 +1,6 @@
 """The graph of a loop as ATen calls: one spelling for each call, and a schema that tells what it does.
 
-dynamo's graph has calls as the user spelled them: ``x.sum(axis=0)``, ``torch.sum(x, dim=0)``. Here they run on fake
+The program spells its calls as it likes: ``x.sum(axis=0)``, ``torch.sum(x, dim=0)``. Here they run on fake
 tensors and are recorded one level below, as PyTorch's dispatcher sees them before autograd:
 ``aten.sum.dim_IntList(x, [0])``. The schema and the tags of such a call tell which tensors it changes, whether it is
 random, and what its arguments are called. Grad mode and autocast are no calls of the new graph: each node knows its
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._ops import HigherOrderOperator, OpOverload
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import (
     disable_proxy_modes_tracing,
@@ -23,7 +23,6 @@ from torch.fx.experimental.proxy_tensor import (
     make_fx,
     track_tensor_tree,
 )
-from torch.fx.experimental.symbolic_shapes import PendingUnbackedSymbolNotFound
 from torch.utils import _pytree as pytree
 
 from snnfast._unroll.graph import of_step
@@ -36,40 +35,35 @@ from snnfast.compiler.calls import (
     is_view_made_leaf,
     literal,
     name_of,
-    storage_of,
     tensors_in,
-    tensors_of,
     updates_statistics,
     value,
 )
 from snnfast.compiler.context import BLOCKS, ENTER_INFERENCE, Context
 from snnfast.compiler.errors import RefusedError
-from snnfast.compiler.functions import only_computes
 from snnfast.compiler.recording.functions import Applied
 from snnfast.compiler.recording.kinds import Hole
 from snnfast.compiler.recording.later import like_of
 
-_HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
 _TRACED = ("torch", "_operator", "operator", "math", "builtins", "None")  # modules whose functions end in ATen calls
 _DATA = (
-    int, float, complex, bool, str, type(None), torch.SymInt, torch.SymFloat, torch.SymBool, torch.Size, torch.dtype,
-    torch.device, torch.layout, torch.memory_format,
+    int, float, complex, bool, str, type(None), torch.Size, torch.dtype, torch.device, torch.layout,
+    torch.memory_format,
 )  # fmt: skip
 """Types of results of calls that only read metadata, such as ``x.shape``. They leave no node."""
 
 
 def to_aten(gm: GraphModule) -> GraphModule:
-    """Record dynamo's graph as a graph of ATen calls.
+    """Record the graph of a program's calls as a graph of ATen calls.
 
     Every node has ``meta["example_value"]``, its fake result; ``meta["context"]``; the user's line in ``stack_trace``;
     ``meta["modules"]``, the modules that it is in; and ``meta["parameter"]``, whether it is a parameter of the network.
     The output has ``meta["needs_grad"]``, which of the results require a gradient. A call that PyTorch's dispatcher
-    does not see, such as ``autograd_function_apply``, stays as it is.
+    does not see, such as that of an ``autograd.Function``, stays as it is.
 
     Raises:
-        RefusedError: The graph uses what has no such form, such as transforms of ``torch.func``.
+        RefusedError: The graph has what has no such form.
     """
-    _check(gm)
     running = _Running(gm)
     given = [n for n in gm.graph.nodes if n.op == "placeholder"]
     inputs = [n.meta["example_value"] for n in given]
@@ -79,8 +73,6 @@ def to_aten(gm: GraphModule) -> GraphModule:
         stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # restored behind the graph
         try:
             found = make_fx(running.run, pre_dispatch=True)(*inputs)
-        except PendingUnbackedSymbolNotFound:  # which PyTorch raises for x[i] where i is a tensor
-            raise RefusedError("it takes a number that a tensor holds as an index") from None
         except RefusedError as error:  # whose message the interpreter has made longer
             raise RefusedError(str(error).partition("\n")[0]) from None
     made = [n for n in found.graph.nodes if n.op == "placeholder"]
@@ -105,13 +97,6 @@ def to_aten(gm: GraphModule) -> GraphModule:
     return found
 
 
-_LEAVES = ("requires_grad_", as_leaf)
-"""How dynamo and the recorder spell a call that lets a tensor require a gradient."""
-
-_ALLOW = torch._C._functorch.set_inplace_requires_grad_allowed
-"""dynamo calls it before and behind ``requires_grad_``, for functionalization."""
-
-
 def _in_mode(t: Tensor, mode: Any) -> Tensor:
     """A fake tensor of a mode; ``make_fx`` makes those of constants in modes of their own."""
     if mode is None or getattr(t, "fake_mode", mode) is mode:
@@ -120,33 +105,12 @@ def _in_mode(t: Tensor, mode: Any) -> Tensor:
         return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=t.device)
 
 
-def _check(gm: GraphModule) -> None:
-    for node in gm.graph.nodes:
-        if node.op == "call_module":
-            raise RefusedError(f"it calls the module {node.target} as a whole")
-        if node.op == "get_attr" and isinstance(getattr(gm, str(node.target), None), Tensor):
-            # It is no input, so that an operator would change it while it is traced.
-            raise RefusedError("it has tensors of its own, as a step of an optimizer has")
-        if node.op == "call_function" and "functorch" in _module_of(node.target) and node.target is not _ALLOW:
-            raise RefusedError("it uses a transform of torch.func, such as vmap or grad")
-        if name_of(node.target) in ("set_", "shallow_copy_data_"):
-            raise RefusedError("it gives a tensor other memory, as x.data = y does")
-        if _changes_shape(name_of(node.target)):
-            raise RefusedError(f"it changes the shape of a tensor in place ({name_of(node.target)})")
-
-
-def _changes_shape(name: str) -> bool:
-    packet = getattr(torch.ops.aten, name, None) if name.endswith("_") and not name.startswith("_") else None
-    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
-    return any(torch.Tag.inplace_view in overload.tags for overload in overloads)
-
-
 def _module_of(target: Any) -> str:
     return str(getattr(target, "__module__", None))
 
 
 class _Running(Interpreter):
-    """Runs dynamo's graph while ``make_fx`` records the calls."""
+    """Runs the graph of a program while ``make_fx`` records the calls."""
 
     def __init__(self, gm: GraphModule) -> None:
         super().__init__(gm, garbage_collect_values=False)
@@ -154,10 +118,6 @@ class _Running(Interpreter):
         self.switches: set[Node] = set()  # of the graph that is recorded
         self.needs_grad: list[bool] = []
         self._outside: list[Context] = []  # of the blocks that are entered
-        self._known = _known_numbers(gm)
-        mode = fake_mode_of([n.meta.get("example_value") for n in gm.graph.nodes])
-        self._sizes_vary = mode is None or mode.shape_env is not None
-        self._modules: dict[int, str] = {}
         self._spellings: dict[Any, _Spelling | None] = {}
         inputs = [n.meta["example_value"] for n in gm.graph.nodes if n.op == "placeholder"]
         self._views = [(t, t._version) for t in inputs if isinstance(t, Tensor) and is_view_made_leaf(t)]
@@ -169,8 +129,6 @@ class _Running(Interpreter):
         return mode.tracer
 
     def run_node(self, n: Node) -> Any:
-        if n in self._known:
-            return self._known[n]
         last = next(iter(reversed(self._tracer.graph.nodes)), None)
         given = self.fetch_args_kwargs_from_env(n) if n.op.startswith("call") else ()
         tracked = self._tracer.tensor_tracker
@@ -207,8 +165,7 @@ class _Running(Interpreter):
             node.meta["context"] = self.context
             if "stack_trace" in n.meta:
                 node.meta["stack_trace"] = n.meta["stack_trace"]
-            # Each call of a module may have a number of its own behind "@".
-            node.meta["modules"] = tuple(key.partition("@")[0] for key in n.meta.get("nn_module_stack") or ())
+            node.meta["modules"] = n.meta.get("modules", ())
         for t in tensors_in((given, found)):
             if t in tracked:
                 tracked[t].proxy.node.meta["requires_grad"] = t.requires_grad
@@ -221,7 +178,7 @@ class _Running(Interpreter):
 
     def _key(self, n: Node, given: Any) -> Any:
         """The key of the calls that are spelled alike; ``None``: this one is traced."""
-        if not n.op.startswith("call") or n.op == "call_module" or self._sizes_vary or self.context.blocks:
+        if not n.op.startswith("call") or self.context.blocks:
             return None
         leaves, spec = pytree.tree_flatten(given)
         numbers: dict[int, int] = {}
@@ -251,27 +208,11 @@ class _Running(Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is as_leaf:
-            return self._leaf(args[0])
+            return args[0].requires_grad_()
         where = _module_of(target).partition(".")[0]
-        if isinstance(target, HigherOrderOperator) or is_step(target) or where not in _TRACED:
+        if is_step(target) or where not in _TRACED:
             return _KEEP
         return super().call_function(target, args, kwargs)
-
-    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target == "requires_grad_":
-            return self._leaf(args[0])
-        return _KEEP if target in _HOOKS else super().call_method(target, args, kwargs)
-
-    def _leaf(self, t: Tensor) -> Tensor:
-        if t.requires_grad:  # dynamo has lost the argument
-            raise RefusedError("it calls requires_grad_(False) on a tensor")
-        return t.requires_grad_()
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        found = super().get_attr(target, args, kwargs)
-        if isinstance(found, nn.Module):
-            self._modules[id(found)] = target
-        return found
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
         self.needs_grad = [isinstance(t, Tensor) and t.requires_grad for t in pytree.tree_leaves(args)]
@@ -314,36 +255,16 @@ class _Running(Interpreter):
         return made
 
     def _kept(self, n: Node, given: Any, found: Any) -> Any:
-        """Record a call itself. Its results are those that it has, or that dynamo found for it."""
-        if name_of(n.target) == "register_hook":
-            found = given[0][0]  # the tensor itself
-        elif found is _KEEP:
+        """Record a call itself. Its results are those that it has, or that the recorder knows."""
+        if found is _KEEP:
             found = n.meta.get("example_value")
-        if name_of(n.target) == "autograd_function_apply" and isinstance(found, tuple):
-            # Behind the results, torch 2.11 has what the function saves, of any shape.
-            read: list[Any] = [user.args[1] for user in n.users]
-            found = found[: 1 + max(read, default=0)]
-        op, target = ("call_function", as_leaf) if n.target in _LEAVES else (n.op, n.target)
-        tracer = self._tracer
-
-        def proxy(a: Any) -> Any:
-            if isinstance(a, nn.Module):
-                setattr(tracer.root, self._modules[id(a)], a)
-                return tracer.create_proxy("get_attr", self._modules[id(a)], (), {})
-            return tracer.unwrap_proxy(a)
-
-        args, kwargs = pytree.tree_map(proxy, given)
-        made = tracer.create_proxy(op, target, args, kwargs)
-        if name_of(n.target) == "autograd_function_apply":
-            memory = {storage_of(t) for a in n.all_input_nodes for t in tensors_of(a)}
-            returns_new = not any(storage_of(t) in memory for t in tensors_of(n))
-            # Only its forward runs with the graph.
-            made.node.meta["computes"] = returns_new and only_computes(given[0][0])
-        elif target is as_leaf:
+        args, kwargs = pytree.tree_map(self._tracer.unwrap_proxy, given)
+        made = self._tracer.create_proxy("call_function", n.target, args, kwargs)
+        if n.target is as_leaf:
             made.node.meta["computes"] = True
         elif isinstance(n.target, Applied):
             made.node.meta["computes"] = n.target.computes
-        track_tensor_tree(found, made, constant=None, tracer=tracer)
+        track_tensor_tree(found, made, constant=None, tracer=self._tracer)
         made.node.meta.setdefault("val", found)
         return found
 
@@ -351,23 +272,6 @@ class _Running(Interpreter):
 def _drops_nothing(node: Node) -> bool:
     """Whether a call is a dropout in evaluation. It returns its argument, but not while PyTorch 2.11 traces it."""
     return name_of(node.target).endswith("dropout") and arguments(node).get("train") is False
-
-
-def _known_numbers(gm: GraphModule) -> dict[Node, int | float | bool]:
-    """Numbers that are read from constant tensors, as ``torch.ones(3).tolist()`` does. Sizes may follow from them."""
-    found: dict[Node, int | float | bool] = {}
-    for made in gm.graph.nodes:
-        if made.op != "call_function" or made.all_input_nodes or made.target not in (torch.ones, torch.zeros):
-            continue
-        readers = [made]
-        for node in readers:
-            readers += [user for user in node.users if name_of(user.target) in ("unbind", "getitem")]
-        numbers = {user for node in readers for user in node.users} - set(readers)
-        if all(name_of(user.target) == "item" for user in numbers):
-            dtype = value(made).dtype
-            kind = bool if dtype == torch.bool else float if dtype.is_floating_point else int
-            found |= dict.fromkeys(numbers, kind(made.target is torch.ones))
-    return found
 
 
 class _Spelling(NamedTuple):
@@ -409,13 +313,11 @@ _KEEP = object()
 
 def _looked_up(n: Node, given: Any, found: Any) -> bool:
     """Whether a call that was not recorded did nothing but look something up, such as a size."""
-    if n.target in (torch._C._log_api_usage_once, _ALLOW):
-        return True
-    if found is _KEEP or found is None or n.target in _LEAVES:
+    if found is _KEEP or found is None or n.target is as_leaf:
         return False
     if n.target is operator.getitem:
         return True
-    name = str(n.target if n.op == "call_method" else getattr(n.target, "__name__", ""))
+    name = str(getattr(n.target, "__name__", ""))
     same = {id(t) for t in tensors_in(given)}  # returned as it is, for example by ``contiguous``
     leaves = pytree.tree_leaves(found)
     return not name.endswith("_") and all(isinstance(leaf, _DATA) or id(leaf) in same for leaf in leaves)

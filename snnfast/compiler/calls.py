@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import _side_effectful_functions
@@ -99,9 +98,6 @@ def fake_call(target: Callable[..., Any], args: Any, kwargs: Any, mode: Any = No
             stack.callback(leave, enter(*given))
         stack.enter_context(torch.no_grad())
         stack.enter_context(mode or torch.no_grad())
-        if mode is not None and mode.shape_env is not None:
-            # Only the Python forms of some operators take sizes that are unknown. Dynamo has called these, too.
-            stack.enter_context(enable_python_dispatcher())
         return target(*args, **kwargs)
 
 
@@ -280,8 +276,8 @@ def is_opaque(node: Node) -> bool:
         and not is_step(node.target)
         and node.target is not operator.getitem
         and not node.meta.get("computes")
-        and not isinstance(value(node), int | float | torch.SymInt | torch.SymFloat | torch.SymBool)
-    ) or node.op in ("call_method", "call_module")
+        and not isinstance(value(node), int | float)
+    )
 
 
 def changed(node: Node) -> list[Node]:
@@ -320,11 +316,6 @@ def is_unroll(target: Any) -> bool:
     return target in (torch.ops.snnfast.unroll, torch.ops.snnfast.unroll.default, unroll)
 
 
-def is_assert(node: Node) -> bool:
-    """Whether a call is an ``assert`` of the user's program, and not their own call of ``torch._assert_async``."""
-    return name_of(node.target) == "_assert_async" and len(node.args) == 2 and "_assert_async" not in line_of(node)
-
-
 def is_random(node: Node) -> bool:
     """Whether two equal calls may return different numbers."""
     target: Any = node.target
@@ -338,7 +329,7 @@ def is_random(node: Node) -> bool:
 
 
 def module_of(node: Node) -> Any:
-    """The graph of a function that a node stands for, or another attribute of the program."""
+    """The attribute of the graph that a node stands for, such as a constant; ``None`` for other nodes."""
     return getattr(node.graph.owning_module, str(node.target), None) if node.op == "get_attr" else None
 
 

@@ -1,8 +1,8 @@
-"""How the loops of a function are seen: it is recorded, traced, or runs as it is. This is decided here alone.
+"""How the calls of a function are made: replayed, recorded, or as they are. This is decided here alone.
 
-A function is recorded first, and calls like earlier ones are replayed. Where recording merges less than half of its
-calls, three times in a row, it is traced; thirty times in a row, if others of its calls were merged. What is worth
-neither runs as it is, and one warning says why. So do calls without gradients that are clearly faster as they are.
+A function is recorded, and calls like earlier ones are replayed. What recording merges too little of runs as it is, and
+one warning says why: where less than half of the calls had a plan, three times in a row; thirty times in a row, if
+other calls of the function had one. So do calls without gradients that are clearly faster as they are.
 
 Graphs take seconds to make. A function whose graphs have cost more than its calls can pay for makes no more until they
 can: calls that would need another one, as those of other sizes may, run as they are.
@@ -25,13 +25,9 @@ from snnfast._core.pytorch import (
     in_reentrant_checkpoint,
     saved_tensors_are_hooked,
 )
-from snnfast.compiler.history import AS_IT_IS, ONE_BY_ONE, RECORDED, REPLAYED, TRACED, Status
+from snnfast.compiler.history import AS_IT_IS, ONE_BY_ONE, RECORDED, REPLAYED, Status
 from snnfast.compiler.recording.calls import Recorded, may_record, runs_without_lock
 from snnfast.compiler.recording.recorder import Recorder
-from snnfast.compiler.report import number_of_graphs
-from snnfast.compiler.traced import Traced
-
-TRACING, RECORDING = "tracing", "recording"
 
 _PATIENCE = 3
 """So many calls in a row that were recorded in vain, and calls are recorded no more."""
@@ -119,13 +115,11 @@ class _Account:
 
 
 class Choice:
-    """A function whose calls are recorded or traced, whichever pays, or made as they are.
+    """A function whose calls are replayed or recorded, or made as they are.
 
     Args:
         function: The function.
         name: Its name in messages.
-        by: ``"recording"`` or ``"tracing"``, if that is decided.
-        options: Those of ``torch.compile``.
         left: The layers of the network that could not be converted, and why.
         replays: Whether calls that are known run without the function.
 
@@ -137,14 +131,11 @@ class Choice:
         self,
         function: Callable[..., Any],
         name: str,
-        by: str | None,
-        options: dict[str, Any],
         left: dict[str, str],
         replays: bool = False,
     ) -> None:
         self._function, self._name, self._left = function, name, left
-        self._traced = None if by == RECORDING else Traced(function, name, options, left)
-        self._recorded = None if by == TRACING else Recorded(function, name, replays)
+        self._recorded = Recorded(function, name, replays)
         self._in_vain: dict[bool, int] = {True: 0, False: 0}  # with gradients, and without
         self._patience = {True: _PATIENCE, False: _PATIENCE}
         self._trials: dict[Any, _Trial] = {}  # of shapes without the first size, which may be the number of steps
@@ -159,12 +150,9 @@ class Choice:
         # It may be a part of another function that is compiled or recorded.
         if grad in self._as_it_is or is_dynamo_compiling() or current_recorder() is not None:
             return self._function(*args, **kwargs)
-        if self._recorded is None:
-            assert self._traced is not None
-            return self._traced(*args, **kwargs)
-        return self._choose(self._recorded, grad, args, kwargs)
+        return self._choose(grad, args, kwargs)
 
-    def _choose(self, recorded: Recorded, grad: bool, args: Any, kwargs: Any) -> Any:
+    def _choose(self, grad: bool, args: Any, kwargs: Any) -> Any:
         if not may_record():
             if runs_without_lock():
                 self._warn(
@@ -173,7 +161,7 @@ class Choice:
             elif function_modes_see():
                 self._warn("runs as it is under a TorchFunctionMode, which sees each call")
             elif saved_tensors_are_hooked() or in_reentrant_checkpoint():
-                self._warn('runs as it is in a checkpoint, and under other hooks of saved tensors, unless by="tracing"')
+                self._warn("runs as it is in a checkpoint, and under other hooks of saved tensors")
             self.status.settle(AS_IT_IS, grad)
             return self._function(*args, **kwargs)
         shapes = (grad, *_shapes_of(args), *_shapes_of(kwargs.values()))
@@ -184,9 +172,7 @@ class Choice:
                 "says why they need graphs of their own"
             )
             return self._timed(self._function, grad, args, kwargs)
-        if self._traced is not None and self._in_vain[grad] >= self._patience[grad]:
-            return self._trace(self._traced, shapes, args, kwargs)
-        trial = self._trial_of(shapes) if not grad and self._traced is not None and _on_cpu(args, kwargs) else None
+        trial = self._trial_of(shapes) if not grad and _on_cpu(args, kwargs) else None
         start = time.perf_counter()
         if trial is not None and trial.runs_as_it_is:
             result = self._function(*args, **kwargs)
@@ -194,8 +180,8 @@ class Choice:
             trial.add(trial.as_they_are, seconds, shapes)
             self.status.add(AS_IT_IS, grad, seconds)
             return result
-        recorded.makes = allowed
-        result, recorder = recorded(*args, **kwargs)
+        self._recorded.makes = allowed
+        result, recorder = self._recorded(*args, **kwargs)
         seconds = time.perf_counter() - start
         as_it_is = None if trial is None else trial.as_it_is(shapes)
         if recorder is None:
@@ -226,24 +212,6 @@ class Choice:
                 self._graphs.clear()
         self._graphs[shapes] = has_graph
 
-    def _trace(self, traced: Callable[..., Any], shapes: Any, args: Any, kwargs: Any) -> Any:
-        """Make a call that is traced, if its graph may be made."""
-        if not self._account.allows and not self._graphs.get(shapes):
-            self._enter(shapes, has_graph=False)
-            return self._timed(self._function, shapes[0], args, kwargs)
-        graphs, start = number_of_graphs(), time.perf_counter()
-        result = traced(*args, **kwargs)
-        seconds = time.perf_counter() - start
-        if number_of_graphs() > graphs:
-            self._account.graphs += 1
-            self._account.cost += seconds
-        else:
-            self._account.taken += seconds
-        self.status.add(TRACED, shapes[0], seconds if number_of_graphs() == graphs else 0.0)
-        self.status.graphs, self.status.making = self._account.graphs, self._account.cost
-        self._enter(shapes, has_graph=True)
-        return result
-
     def _timed(self, function: Callable[..., Any], grad: bool, args: Any, kwargs: Any) -> Any:
         start = time.perf_counter()
         result = function(*args, **kwargs)
@@ -264,10 +232,7 @@ class Choice:
         if recorder.asks_again:  # the next call shows whether there is a plan
             return
         self._in_vain[grad] += 1
-        if self._in_vain[grad] < self._patience[grad]:
-            return
-        self._graphs.clear()  # tracing makes its own
-        if self._traced is None or recorder.is_refused:
+        if self._in_vain[grad] >= self._patience[grad]:
             self._run_as_it_is(grad)
             left = [f"{layer or 'it'}: {reason}" for layer, reason in self._left.items()]
             reasons = list(dict.fromkeys([*left, *recorder.reasons]))

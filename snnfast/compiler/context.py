@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import torch
 
 ENTER_INFERENCE = torch.autograd.grad_mode._enter_inference_mode
+ENTER_AUTOCAST = torch.amp.autocast_mode._enter_autocast
 BLOCKS = {
-    torch.amp.autocast_mode._enter_autocast: torch.amp.autocast_mode._exit_autocast,
+    ENTER_AUTOCAST: torch.amp.autocast_mode._exit_autocast,
     ENTER_INFERENCE: torch.autograd.grad_mode._exit_inference_mode,
 }
 """How the blocks that a graph may enter are entered, and how left."""

@@ -2,8 +2,6 @@
 
 import copy
 import functools
-import itertools
-import types
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from snnfast.compiler.choice import RECORDING, TRACING, Choice
+from snnfast.compiler.choice import Choice
 from snnfast.compiler.history import Status
 from snnfast.compiler.recording.calls import Recorded, may_record
 from snnfast.compiler.report import Explanation
-from snnfast.compiler.traced import Traced
 from snnfast.neurons.network import convert
 
 Compiled = Callable[..., Any]
 
 
-def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: Any) -> Any:
+def compile(net: Any, *, replay: bool = True) -> Any:
     """Replace the loop over time in a network or function by one call per layer for all time steps.
 
     A network is changed in place: its snnTorch layers are put on snnfast's kernels (:func:`snnfast.snntorch.convert`),
@@ -33,11 +30,9 @@ def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: 
 
     A call is *recorded*: its code runs, but PyTorch's functions in it are written down instead of run. One graph then
     runs all of them, for any number of steps. The first call makes it, which takes seconds. A loop may read values as
-    it goes, such as ``spk.sum().item()`` at each step: the graph runs ahead of it. A loop of which recording merges
-    little is *traced* instead, by ``torch.compile`` with the backend ``"snnfast"``, from its fourth call on.
+    it goes, such as ``spk.sum().item()`` at each step: the graph runs ahead of it.
 
-    If nothing is gained, the network or function runs as it is from then on, and one warning says why. So does a part
-    of it that ``torch.compile`` can't trace, whatever error it raises.
+    If nothing is gained, the network or function runs as it is from then on, and one warning says why.
 
     A network in SpikingJelly's step mode ``"m"`` has no loop. In it, each batch normalisation in training and the node
     that alone reads it become one call.
@@ -46,21 +41,15 @@ def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: 
         net: A module with a loop over time in its ``forward``, or a function with one, such as a training step.
             Networks that a function calls are not converted: do so beforehand. A network that is compiled already, with
             any backend, is compiled anew from the original network.
-        by: ``"recording"`` or ``"tracing"`` alone, from the first call on. To trace a loop takes longer for more steps,
-            and again for another number of steps, at most eight times.
         replay: Whether a call like an earlier one is *replayed*: where all that your code can see is as it was, the
             graph runs alone, and your code does not. docs/time-loop.md says what is watched. With ``False``, your code
             runs at each call.
-        **options: Options of ``torch.compile``, for example ``dynamic=False``, for a loop that is traced: with any, it
-            is. A network stays compiled if another backend is asked for with ``options={"inner": ...}``.
 
     Returns:
         The network itself, or a compiled function in place of a function.
 
     Raises:
         TypeError: ``net`` can't be called.
-        ValueError: ``by`` is neither, an option for a loop that is recorded, a ``mode``, or an option that the backend
-            does not have.
 
     Example::
 
@@ -80,12 +69,9 @@ def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: 
         >>> net(torch.rand(25, 128, 784)).shape
         torch.Size([25, 128, 10])
     """
-    net = _checked(net, by)
-    if options and by == RECORDING:
-        raise ValueError(f"{next(iter(options))}: torch.compile has no part in a loop that is recorded; leave it out")
-    by = TRACING if options else by
+    net = _checked(net)
     if not isinstance(net, nn.Module):
-        choice = Choice(net, _name_of(net), by, options, {}, replays=replay)
+        choice = Choice(net, _name_of(net), {}, replays=replay)
 
         @functools.wraps(net)
         def function(*args: Any, **kwargs: Any) -> Any:
@@ -94,7 +80,7 @@ def compile(net: Any, *, by: str | None = None, replay: bool = True, **options: 
         return _tells(function, choice.status)
     left = convert(net)
     itself = weakref.ref(net)  # a network that is not used any more is freed at once, with all that was compiled for it
-    call = Choice(_call_of_its_own(), _name_of(net), by, options, left, replay)
+    call = Choice(_call, _name_of(net), left, replay)
     # It is the attribute in which torch.nn.Module.compile keeps a compiled call, too.
     net._compiled_call_impl = _tells(lambda *args, **kwargs: call(itself(), *args, **kwargs), call.status)
     return net
@@ -127,7 +113,7 @@ def uncompile(net: Any) -> Any:
         >>> print(snnfast.status(snnfast.uncompile(net)))
         Sequential is not compiled. Copies of a compiled network are not, either: call snnfast.compile
     """
-    net = _checked(net, None)
+    net = _checked(net)
     if isinstance(net, nn.Module):
         net._compiled_call_impl = None
         return net
@@ -163,39 +149,26 @@ def status(net: Any) -> Status:
         >>> snnfast.status(loop).training
         'recorded'
     """
-    net = _checked(net, None)
+    net = _checked(net)
     call = net._compiled_call_impl if isinstance(net, nn.Module) else net
     found = getattr(call, "snnfast_status", None)
     return found if found is not None else Status(_name_of(net), is_compiled=False)
 
 
-def _checked(net: Any, by: str | None) -> Any:
+def _call(net: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The call of a network as it is."""
+    return net._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def _checked(net: Any) -> Any:
     """The function or network that is given; the network itself where ``torch.compile`` has wrapped it."""
     if not callable(net):
         raise TypeError(f"net: expected a torch.nn.Module or a function, got {type(net).__name__}")
-    if by not in (None, TRACING, RECORDING):
-        raise ValueError(f"by: expected None, {TRACING!r} or {RECORDING!r}, got {by!r}")
     return net._orig_mod if isinstance(net, torch._dynamo.OptimizedModule) else net
 
 
 def _name_of(net: Any) -> str:
     return str(getattr(net, "__name__", type(net).__name__))
-
-
-_numbers = itertools.count()
-
-
-def _call_of_its_own() -> Compiled:
-    """A function that calls a network.
-
-    ``torch.compile`` keeps what it compiled, at most 8 graphs, with the code of a function, and what it learned about
-    sizes under the name of the code. Networks of one class would share both, so each gets a code of its own.
-    """
-
-    def call(net: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return net._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-    return types.FunctionType(call.__code__.replace(co_name=f"call_{next(_numbers)}"), call.__globals__)
 
 
 def _with_values(net: nn.Module) -> dict[int, Any]:
@@ -204,16 +177,21 @@ def _with_values(net: nn.Module) -> dict[int, Any]:
     return {id(t): t.detach().clone() for t in held if not t.is_leaf}
 
 
-def explain(net: Any, *inputs: Any, by: str | None = None, **named: Any) -> Explanation:
+_NOT_HERE = (
+    "no call is recorded here: the reference is chosen, or a transform, a mode, hooks of saved tensors, a backward "
+    "pass or another recorded call is around it"
+)
+
+
+def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
     """Explain what :func:`compile` does with a network or a function: what is merged, repeated or refused, and why.
 
-    It works on a copy of a network, so that the network does not change. A function is called once, or twice if it is
-    recorded in vain and then traced.
+    It works on a copy of a network, so that the network does not change. A function is called once, or twice if it
+    reads values.
 
     Args:
         net: As for :func:`compile`, compiled already or not.
         *inputs: Arguments of the call.
-        by: As for :func:`compile`.
         **named: Named arguments of the call.
 
     Returns:
@@ -221,7 +199,6 @@ def explain(net: Any, *inputs: Any, by: str | None = None, **named: Any) -> Expl
 
     Raises:
         TypeError: ``net`` can't be called.
-        ValueError: ``by`` is something else.
 
     Example::
 
@@ -234,21 +211,12 @@ def explain(net: Any, *inputs: Any, by: str | None = None, **named: Any) -> Expl
         >>> print(snnfast.explain(loop, torch.rand(5, 3), torch.zeros(3)).graphs[0].merged[0])
         5 steps of leaky: one unroll
     """
-    net = _checked(net, by)
-
-    def function() -> Compiled:
-        """The function to call; of a network, that of a new copy."""
-        if not isinstance(net, nn.Module):
-            return net  # type: ignore[no-any-return]
+    net = _checked(net)
+    if not may_record():
+        return Explanation([], [_NOT_HERE])
+    function = net
+    if isinstance(net, nn.Module):
         copied = copy.deepcopy(net, _with_values(net))
         convert(copied)
-        return functools.partial(_call_of_its_own(), copied)
-
-    if by == TRACING or not may_record():
-        return Traced.explain(function(), _name_of(net), *inputs, **named)
-    explanation, recorder = Recorded(function(), _name_of(net)).explain(*inputs, **named)
-    if by == RECORDING or recorder.pays or recorder.is_refused:
-        return explanation
-    traced = Traced.explain(function(), _name_of(net), *inputs, **named)
-    traced.notes += [*explanation.notes, "so it is traced by torch.compile after three calls"]
-    return traced
+        function = functools.partial(_call, copied)
+    return Recorded(function, _name_of(net)).explain(*inputs, **named)

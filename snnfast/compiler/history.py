@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-REPLAYED, RECORDED, ONE_BY_ONE, TRACED, AS_IT_IS = "replayed", "recorded", "recorded in vain", "traced", "as it is"
+REPLAYED, RECORDED, ONE_BY_ONE, AS_IT_IS = "replayed", "recorded", "recorded in vain", "as it is"
 
 
 @dataclass
@@ -11,8 +11,7 @@ class Status:
     """The history of the calls of a compiled network or function, as :func:`status` tells it. ``print`` it.
 
     A call is ``"replayed"`` if its graph ran without your code; ``"recorded"`` if your code ran, and a graph made most
-    of its calls; ``"recorded in vain"`` if there was no such graph; ``"traced"`` if ``torch.compile`` made it; and
-    ``"as it is"`` if nothing was changed.
+    of its calls; ``"recorded in vain"`` if there was no such graph; and ``"as it is"`` if nothing was changed.
 
     Attributes:
         name: The class of the network, or the name of the function.

@@ -1,6 +1,6 @@
 """Take in a first step that differs, where it is the same step with numbers, or tensors that broadcast, as states.
 
-dynamo computes with numbers as it traces: after ``mem = 0``, the first ``mem * 0.9 + x`` is a call ``0.0 + x``. After
+Python computes with numbers: after ``mem = 0``, the first ``mem * 0.9 + x`` is a call ``0.0 + x``. After
 ``mem = torch.zeros(1)``, what the first step computes of the state alone has another shape. It is proven by one trace
 of both: equal instructions of equal operands are one value.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast._program.trace import Graph, NotElementwiseError, Trace, trace
@@ -125,7 +125,7 @@ def _read_by_first(
         node = rest.pop()
         if node in opened:
             peeled[node] = None
-        if node in peeled or node in others or node in constants or isinstance(module_of(node), GraphModule):
+        if node in peeled or node in others or node in constants:
             continue
         is_read = [
             node not in members and series[i] in (None, node) and _is_before(node, a.rows[0], anywhere)

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 from snnfast._core.ops import NEURONS
-from snnfast.compiler.calls import is_step, line_of, module_of, name_of, value
+from snnfast.compiler.calls import is_step, line_of, name_of, value
 
 
 class Names:
@@ -72,7 +72,7 @@ def text_of(node: Node, args: Any, kwargs: Any, spelled: Callable[[Any], str]) -
         weights = [a for a in tensors[states:] if isinstance(a, list | tuple)]
         name, args, kwargs = f"{name}[{neuron}]", [current, *tensors[:states], *weights], {}
     elif not isinstance(node.target, OpOverload):
-        kwargs = {}  # they are dynamo's
+        kwargs = {}
     return f"{name}({', '.join([*map(spelled, args), *(f'{k}={spelled(a)}' for k, a in kwargs.items())])})"
 
 
@@ -91,4 +91,4 @@ def _base_name(node: Node) -> str:
         if not isinstance(value(node), Tensor):
             return "size"
         return ("W" if value(node).dim() > 1 else "b") if node.meta.get("parameter") else "x"
-    return "constant" if isinstance(module_of(node), Tensor) else "body" if node.op == "get_attr" else _call_name(node)
+    return "constant" if node.op == "get_attr" else _call_name(node)

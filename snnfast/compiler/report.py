@@ -5,8 +5,6 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
-import torch
-from torch._guards import TracingContext
 from torch.fx import GraphModule, Node
 
 from snnfast.compiler.calls import (
@@ -18,7 +16,6 @@ from snnfast.compiler.calls import (
     site_of,
     step_of,
     tensors_of,
-    user_line,
 )
 from snnfast.compiler.distribute import Distributed
 from snnfast.compiler.layers import GIVEN, SINGLE
@@ -30,7 +27,7 @@ from snnfast.compiler.parts.unroll import Unroll
 
 @dataclass
 class GraphReport:
-    """A report on one of the graphs that ``torch.compile`` made. ``str`` describes it in a few lines.
+    """A report on the graph of a record. ``str`` describes it in a few lines.
 
     Attributes:
         where: File and line of the first call in the graph.
@@ -54,9 +51,6 @@ class GraphReport:
     stages: dict[str, str] = field(default_factory=dict, repr=False)
     # For the compiler itself:
     random: bool = field(default=False, repr=False)  # it draws random numbers
-    failed: bool = field(default=False, repr=False)  # the pass had a fault
-    unconverted: bool = field(default=False, repr=False)  # its layers are snnTorch's own
-    unrolled: int = field(default=0, repr=False)  # neuron layers that run all steps at once as they stand
 
     def __str__(self) -> str:
         if self.refused is not None:
@@ -73,20 +67,17 @@ class Explanation:
     """The reports of :func:`snnfast.explain`. ``print`` it.
 
     Attributes:
-        graphs: One :class:`GraphReport` for each graph, in order. There are several if ``torch.compile`` had to split
-            the code because it could not trace a part of it.
-        cuts: File, line and code of these parts.
-        notes: What was recorded, and why calls were made at once, if the loop was recorded.
+        graphs: One :class:`GraphReport` for each record, in order. There are several if the code needs what can't wait
+            until its end.
+        notes: What was recorded, and why calls were made at once.
     """
 
     graphs: list[GraphReport]
-    cuts: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         alike = Counter(map(str, self.graphs))
         lines = [graph + f"\n  ({n} graphs are alike)" * (n > 1) for graph, n in alike.items()]
-        lines += [f"torch.compile cuts the code at {cut}" for cut in self.cuts]
         lines += self.notes
         return "\n".join([*lines, *self.advice])
 
@@ -124,7 +115,7 @@ def refuse(report: GraphReport, reason: str) -> None:
 
 def fail(report: GraphReport, error: str) -> None:
     """Enter the traceback of a pass that failed."""
-    report.refused, report.failed = f"the pass failed, a fault of snnfast: {error}", True
+    report.refused = f"the pass failed, a fault of snnfast: {error}"
     report.warnings = [
         "snnfast: a loop over time runs as it is, step by step, because of a fault of snnfast; please report it "
         f"with the program that leads to it.\n{error}"
@@ -166,20 +157,17 @@ def nothing_to_compile(layers: int) -> str:
 
 def leave_alone(report: GraphReport, gm: GraphModule, reason: str = NO_NEURON) -> None:
     """Enter a graph without a step of ours. It may be another part of a program, such as an optimizer: no warning."""
-    report.unrolled = unrolls_of(gm)
-    report.refused = nothing_to_compile(report.unrolled) if report.unrolled else reason
-    if any(has_neurons(m) for m in gm.modules() if isinstance(m, GraphModule)):
-        refuse(report, "its steps are in calls that have their own graphs, such as checkpointing at each step")
-    elif is_unconverted(gm):
-        report.unconverted = True
+    unrolls = unrolls_of(gm)
+    report.refused = nothing_to_compile(unrolls) if unrolls else reason
+    if is_unconverted(gm):
         report.refused = UNCONVERTED
         report.warnings = [f"snnfast: {report.where} runs as it is: {report.refused}"]
 
 
 def why_not(report: GraphReport, layers: list[Statement]) -> str:
     """Why nothing was merged, in words."""
-    if layers and all(layer.reason == GIVEN for layer in layers) and TracingContext.try_get() is None:
-        return OUTSIDE  # a record has all that the call did; dynamo may have cut the loop
+    if layers and all(layer.reason == GIVEN for layer in layers):
+        return OUTSIDE
     reasons = "; ".join(report.repeated[:3]) or "no call in it is made at every step"
     if all(layer.reason in (SINGLE, GIVEN) for layer in layers):
         reasons += ". " + MAY_BE_OUTSIDE
@@ -192,34 +180,14 @@ OUTSIDE = (
 )
 """The reason where the call is one step of a loop of the caller."""
 
-MAY_BE_OUTSIDE = (
-    "The loop may be outside of what is compiled: compile the function that has it. Or it is cut by what torch.compile "
-    "can't trace"
+CUT = (
+    "each layer of neurons in it runs a single step: the loop over time is outside of what is compiled, or cut by what "
+    "torch.compile can't trace"
 )
+"""The reason for a graph that ``torch.compile`` has made."""
+
+MAY_BE_OUTSIDE = "The loop may be outside of what is compiled: compile the function that has it"
 """Advice where there is a single step, and nobody knows of another one."""
-
-
-def number_of_cuts() -> int:
-    """How often ``torch.compile`` has cut code so far."""
-    return len(torch._dynamo.utils.graph_break_reasons)
-
-
-def number_of_graphs() -> int:
-    """How many graphs ``torch.compile`` has made so far."""
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
-def number_of_failures() -> int:
-    """How often ``torch.compile`` has traced a function so far that it then could not compile."""
-    frames = torch._dynamo.utils.counters["frames"]
-    return frames["total"] - frames["ok"]
-
-
-def cuts_since(number: int) -> list[str]:
-    """File, line and code of the places where ``torch.compile`` has cut the user's code since."""
-    found = torch._dynamo.utils.graph_break_reasons[number:]
-    stacks = ([(f.filename, f.lineno, f.line or "") for f in reversed(reason.user_stack)] for reason in found)
-    return list(dict.fromkeys(line for stack in stacks if (line := user_line(stack))))
 
 
 def describe(parts: Distributed, summed: set[Node], report: GraphReport) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast._program.engines import ENGINES
-from snnfast.compiler.calls import LEAST, are_same, is_whole, module_of, product_of, signature_of, tensors_of, value
+from snnfast.compiler.calls import LEAST, are_same, is_whole, product_of, signature_of, tensors_of, value
 from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.loop import Each, Of, Same, Statement
 from snnfast.compiler.parts.between import is_piece
@@ -213,8 +213,6 @@ def _given(made: Program, column: Sequence[Any]) -> Any:
             raise UnmergedError("a number differs from step to step")
         return column[0]
     if all(a is column[0] for a in column):
-        if isinstance(body := module_of(column[0]), GraphModule):
-            return body
         if not _is_scalar(column[0]):
             _check_given(made, column[0])
         return Same(column[0])

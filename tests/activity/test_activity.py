@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from loop_nets import WAYS
 from multistep_checks import Loop
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -310,13 +311,13 @@ def test_a_neuron_that_was_written_by_hand_is_found_by_its_spikes() -> None:
 
 
 @pytest.mark.needs_extension
-@pytest.mark.parametrize("by", ["recording", "tracing"])
-def test_a_compiled_network_counts_as_its_loop_and_stays_compiled(by: str, nothing_compiled: None) -> None:
+@pytest.mark.parametrize("by", WAYS)
+def test_a_compiled_network_counts_as_its_loop_and_stays_compiled(by: Any, nothing_compiled: None) -> None:
     layers = nn.Linear(6, 20), snnfast.Leaky(0.9), nn.Linear(20, 5), snnfast.Leaky(0.9)
     x = 3 * torch.rand(T, B, 6)
     wanted = counts_of(snnfast.activity(Loop(*layers), x))
-    net = snnfast.compile(Loop(*layers), by=by)
-    function = snnfast.compile(lambda x: net(x)[0].sum(), by=by)
+    net = by(Loop(*layers))
+    function = by(lambda x: net(x)[0].sum())
     call = net._compiled_call_impl
     for run in (net, function):
         run(x)

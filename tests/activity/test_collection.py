@@ -12,7 +12,7 @@ from torch import nn
 
 import snnfast
 from benchmarks import collection
-from benchmarks.peers.ours import RECORDED, SWAPPED
+from benchmarks.peers.ours import DEFAULT, SWAPPED
 from benchmarks.peers.snntorch_loop import LOOP
 from snnfast.neurons.base import SpikingLayer
 
@@ -35,7 +35,7 @@ def run(name: str, how: str, enter: Callable[[nn.Module], AbstractContextManager
 BY_MATRICES = "recurrent-by-hand"  # it has no modules that a hook could be on: test_products.py has its like
 
 
-@pytest.mark.parametrize("how", [LOOP, SWAPPED, RECORDED])
+@pytest.mark.parametrize("how", [LOOP, SWAPPED, DEFAULT])
 @pytest.mark.parametrize("name", [name for name in collection.programs() if name != BY_MATRICES])
 def test_counts_equal_those_by_hooks_on_the_loop(name: str, how: str) -> None:
     neurons = (snntorch._neurons.neurons.SpikingNeuron, SpikingLayer)

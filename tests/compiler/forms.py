@@ -12,12 +12,17 @@ import snnfast
 from snnfast.compiler.aten import to_aten
 from snnfast.compiler.facts import facts_of
 from snnfast.compiler.passes import run_passes
+from snnfast.compiler.recording.calls import run_recorded
+from snnfast.compiler.recording.form import Form
+from snnfast.compiler.recording.functions import hook
+from snnfast.compiler.recording.kinds import Kinds
+from snnfast.compiler.recording.plans import write
+from snnfast.compiler.recording.recorder import Recorder
 from snnfast.compiler.roll import Rolled, roll
 from snnfast.compiler.stages import Stages, kept
-from snnfast.compiler.tracing import tracing
 
 
-class Form(str):
+class Printed(str):
     """A printed form, without the lines of the user's code."""
 
     def expect(self, text: str) -> None:
@@ -25,44 +30,48 @@ class Form(str):
         assert_expected_inline(self, text, skip=1)
 
 
-def after(name: str, function: Callable[..., Any], *inputs: Any) -> Form:
+def recorded(function: Callable[..., Any], *inputs: Any) -> torch.fx.GraphModule:
+    """The graph of a call."""
+    made: list[torch.fx.GraphModule] = []
+
+    def run(recorder: Recorder, alive: list[int]) -> None:
+        form = Form(recorder, alive)
+        made.append(write(form, form.steps, kinds, recorder.lines))
+
+    kinds = Kinds()
+    with hook, Recorder(kinds, run) as recorder:
+        result = run_recorded(function, inputs, {})
+    recorder.is_over = True
+    recorder.flush(as_it_stands=False)
+    del result
+    (graph,) = made
+    return graph
+
+
+def after(name: str, function: Callable[..., Any], *inputs: Any) -> Printed:
     """The form after a pass."""
     with kept():
         stages = Stages("here")
-
-    def backend(gm: torch.fx.GraphModule, _: Any) -> Any:
-        graph = to_aten(gm).graph
-        stages.after("aten", graph)
-        run_passes(graph, stages.after)
-        return gm
-
-    with tracing:
-        torch.compile(function, backend=backend)(*inputs)
+    graph = to_aten(recorded(function, *inputs)).graph
+    stages.after("aten", graph)
+    run_passes(graph, stages.after)
     return _form(stages.forms[name])
 
 
-def after_merging(name: str, function: Callable[..., Any], *inputs: Any) -> Form:
+def after_merging(name: str, function: Callable[..., Any], *inputs: Any) -> Printed:
     """The form after a stage that follows the passes."""
-    return _form(snnfast.explain(function, *inputs, by="tracing").graphs[0].stages[name])
+    return _form(snnfast.explain(function, *inputs).graphs[0].stages[name])
 
 
 def rolled(function: Callable[..., Any], *inputs: Any) -> Rolled:
     """A loop as the compiler rolls it up."""
-    found: list[Rolled] = []
-
-    def backend(gm: torch.fx.GraphModule, _: Any) -> Any:
-        graph = to_aten(gm).graph
-        run_passes(graph, Stages("here").after)
-        found.append(roll(facts_of(graph)))
-        return gm
-
-    with tracing:
-        torch.compile(function, backend=backend)(*inputs)
-    return found[0]
+    graph = to_aten(recorded(function, *inputs)).graph
+    run_passes(graph, Stages("here").after)
+    return roll(facts_of(graph))
 
 
-def _form(text: str) -> Form:
-    return Form(re.sub(" *# .*", "", text))
+def _form(text: str) -> Printed:
+    return Printed(re.sub(" *# .*", "", text))
 
 
 def tensor(*shape: int) -> Tensor:
@@ -72,15 +81,6 @@ def tensor(*shape: int) -> Tensor:
 def steps(*shape: int) -> list[Tensor]:
     """The input of two steps."""
     return [tensor(*shape), tensor(*shape)]
-
-
-def asserting(xs: list[Tensor]) -> list[Tensor]:
-    """A loop with asserts, which pytest would write anew in a test."""
-    found = []
-    for x in xs:
-        assert (x >= 0).all(), "negative"
-        found.append(x.sin())
-    return found
 
 
 def leaky(

@@ -2,11 +2,12 @@
 
 ``python tests/compiler/loop_fuzz.py --cases 1000`` draws that many networks from pieces and statements that programs
 are made of, and runs each twice, compiled and not; comparison.py of benchmarks/collection says what is compared. A
-program that raises without the compiler is left out, and so is one that torch.compile gets wrong without our backend.
+program that raises without the compiler is left out, and so is one that torch.compile gets wrong without our backend,
+``torch.compile(net, backend="snnfast")``. ``--recorded`` records the loops, and ``--default`` compiles as users do.
 
 Each program that differs is printed as Python, which ``--file FILE`` runs. ``--first N --cases 1`` repeats number N.
 ``--with "numpy memory"`` draws programs that have such a statement alone; with a name that there is not, it lists them.
-``--default`` compiles as users do. A first call that is recorded takes ten seconds of CPU time at most.
+A first call that is recorded takes ten seconds of CPU time at most.
 """
 
 import argparse
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first of them")
     parser.add_argument("--file", type=Path, help="a program that was printed, to run alone")
     parser.add_argument("--recorded", action="store_true", help="record the loops, without torch.compile")
-    parser.add_argument("--default", action="store_true", help="compile as snnfast.compile does, three calls at least")
+    parser.add_argument("--default", action="store_true", help="compile as snnfast.compile does, many calls")
     parser.add_argument("--with", dest="kind", default="", metavar="NAME", help="only programs with this statement")
     parser.add_argument("--seconds", type=float, default=300, help="of a program at most (default: %(default)s)")
     parser.add_argument("--long", action="store_true", help="programs of many steps, of another number at each call")

@@ -1048,7 +1048,7 @@ POOL = """POOL = ThreadPoolExecutor(1)
 def total(t):
     return t.sum().item()
 """
-INNER = """@functools.partial(snnfast.compile, by="recording")
+INNER = """@snnfast.compile
 def inner(rows):
     state, rec = torch.zeros_like(rows[0]), []
     for row in rows:

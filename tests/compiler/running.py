@@ -20,21 +20,18 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # as pytest has it
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import snntorch
 import torch
-from internals import Attempt, ByRecording, Reading, Replays, is_step, merge, stages, tracing
+from internals import AnySteps, ByRecording, Reading, Replays, stages
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 import snnfast.snntorch
 from benchmarks.collection.comparison import TOLERANCES, Seen, difference, gradients, leaves, seen
-from snnfast import GraphReport
 from snnfast._core.backend import current_backend
 from snnfast.spikingjelly.neuron import BaseNode
 
 STATES = ("syn_exc", "syn_inh", "syn", "mem", "v", "v_seq")  # the last two of a node of SpikingJelly
-OUTCOMES = ("wholly", "partly", "recurrence", "repeated", "refused", "without a neuron")
 LEFT_OUT = ("raises without a compiler", "wrong without snnfast")
-CALLS = 3  # by default so many are recorded before a call is traced
 REPLAYED = 7  # so many calls alike, and the last ones are replayed
 SLOWEST = "slowest first call, ms of CPU time"
 FIRST_CALL = 10.0  # seconds of CPU time, in which the first call that is recorded should have returned
@@ -247,51 +244,6 @@ class Run:
         return tuple(state for state in STATES if hasattr(layer, state))
 
 
-class Watched:
-    """The backend, and its reports of graphs."""
-
-    def __init__(self) -> None:
-        self.reports: list[GraphReport] = []
-        self.of_neurons: list[GraphReport] = []
-
-    def __call__(self, gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
-        merged, report = merge(gm)
-        self.reports.append(report)
-        if any(is_step(n.target) for n in gm.graph.nodes) or report.failed or report.refused is None:
-            self.of_neurons.append(report)
-        return merged.forward
-
-    def outcome(self) -> str:
-        """What became of the neurons of a program, or how the backend failed."""
-        reports = self.of_neurons
-        for report in reports:
-            if report.refused is not None and "a fault of snnfast" in report.refused:
-                return f"the pass failed: {report.refused.strip().splitlines()[-1]}"
-        if not reports:
-            return "without a neuron"
-        if all(r.refused is not None for r in reports):
-            return "refused"
-        if not any("one unroll" in line for r in reports for line in r.merged):
-            return "recurrence" if any("one recurrence" in line for r in reports for line in r.merged) else "repeated"
-        return "partly" if any(r.repeated or r.refused for r in reports) else "wholly"
-
-
-def _is_wrong_without(
-    make: Callable[[], Run], expected: list[Seen], tolerances: tuple[float, float], statistics: Counter[str], found: str
-) -> bool:
-    """Whether ``torch.compile`` alone gets a call wrong that was traced."""
-    number = re.match(r"call (\d+):", found)
-    if number is None or int(number[1]) < CALLS:
-        return False
-    alone = make()
-    alone.settings["calls"] = alone.settings["calls"] * REPLAYED
-    compiled = torch.compile(alone.net, backend="eager")
-    later = lambda *args: (alone.net if alone.calls <= CALLS else compiled)(*args)  # noqa: E731
-    wrong = _compare(alone, later, expected, tolerances) is not None
-    statistics[LEFT_OUT[1]] += wrong
-    return wrong
-
-
 def check(
     make: Callable[[], Run], backend: Any, statistics: Counter[str], tolerances: tuple[float, float] | None = None
 ) -> str | None:
@@ -325,6 +277,7 @@ def check(
         statistics.update(f"no plan: {plan.strip().splitlines()[-1][:70]}" for plan in plans if isinstance(plan, str))
         statistics["no loop"] += not plans
         statistics["compared"] += 1
+        statistics["with gradients"] += has_gradients(expected)
         return found or next((p for p in plans if isinstance(p, str) and p.startswith("a fault of snnfast")), None)
     if backend == "default":
         statistics["compared"] += 1
@@ -332,30 +285,23 @@ def check(
             found = _compare(ours, snnfast.compile(ours.net), expected, tolerances, statistics)
         statistics["replayed"] += replayed[0] > 0
         statistics["ran ahead"] += ahead[0] > 0
-        return found if found is None or not _is_wrong_without(make, expected, tolerances, statistics, found) else None
-    compiled, given_up = torch.compile(ours.net, backend=backend), set[Any]()
-
-    def as_compile_does(*args: Any) -> Any:
-        with tracing, Attempt("a program", given_up):
-            return compiled(*args)
-
-    found = _compare(ours, as_compile_does, expected, tolerances)
-    if found or not isinstance(backend, Watched) or len(backend.reports) != 1:
-        torch._dynamo.reset()  # its caches of code that is not the program's
-    if isinstance(backend, Watched):
-        if found and not found.startswith("the pass"):
-            alone = make()
-            if _compare(alone, torch.compile(alone.net, backend="eager"), expected, tolerances):
-                statistics[LEFT_OUT[1]] += 1
-                return None
-        if (outcome := backend.outcome()) in OUTCOMES:
-            statistics[outcome] += 1
-        else:
-            found = outcome
+        return found
+    with counted(AnySteps, "__call__") as again:
+        found = _compare(ours, torch.compile(ours.net, backend=backend), expected, tolerances)
+    if found and backend == "snnfast":
+        alone = make()
+        if _compare(alone, torch.compile(alone.net, backend="eager"), expected, tolerances):
+            statistics[LEFT_OUT[1]] += 1
+            return None
+    statistics.update(ran=1, planned=again[0] > 0)
     if of_each := list(spikes.values()):
         statistics.update(compared=1, last=True in of_each[-1], spiking=all(len(seen) == 2 for seen in of_each))
-    statistics["with gradients"] += any(n.startswith("grad") and bool(t.any()) for call in expected for n, t in call)
+    statistics["with gradients"] += has_gradients(expected)
     return found
+
+
+def has_gradients(calls: list[Seen]) -> bool:
+    return any(name.startswith("grad") and bool(t.any()) for call in calls for name, t in call)
 
 
 def _compare(
@@ -383,7 +329,6 @@ def outcome(source: str, backend: Any, statistics: Counter[str], seconds: float 
     half = "bfloat16" in source and ("'float64'" not in source or ".float()" in source)
     dtype = "bfloat16" if half else "float32" if ".float()" in source else None
     with surroundings("float64" if "'float64'" in source else "float32"):
-        backend = Watched() if backend == "snnfast" else backend
         try:
             with in_time(seconds):
                 found = check(partial(Run.of, source), backend, statistics, TOLERANCES[dtype] if dtype else None)

@@ -1,4 +1,4 @@
-"""How the loops of what is compiled are seen: they are recorded, traced, or run as they are."""
+"""How the calls of what is compiled are made: replayed, recorded, or as they are."""
 
 import copy
 import re
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from compiler.internals import ByRecording
-from fresh import fresh
 from loop_nets import Net, OneStep, WithSLSTM, currents
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -23,11 +22,6 @@ from snnfast._core.pytorch import current_recorder
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.usefixtures("nothing_compiled")]
 CHOICE = "snnfast.compiler.choice"
-
-
-def traced() -> int:
-    """How many functions torch.compile has traced."""
-    return int(torch._dynamo.utils.counters["frames"]["total"])
 
 
 def call(net: Callable[..., Any], *inputs: Tensor) -> list[str]:
@@ -60,31 +54,19 @@ def by_hand(x: Tensor) -> Tensor:
     return torch.stack(rec)
 
 
-def test_a_loop_is_recorded_and_nothing_is_traced() -> None:
+def test_a_loop_is_recorded_for_any_number_of_steps() -> None:
     net = snnfast.compile(Net())
     for T in (9, 12, 2):
         assert call(net, currents(T)) == []
-    assert traced() == 0
     assert "its graph is for any number of steps" in str(snnfast.explain(net, currents(11)))
 
 
-def test_a_loop_that_needs_values_is_traced_after_three_calls() -> None:
+def test_a_loop_of_which_nothing_can_run_ahead_runs_as_it_is_after_three_calls() -> None:
     compiled = snnfast.compile(prints_each)
-    for frames in (0, 0, 0, 1, 1):
-        assert call(compiled, currents()) == []
-        assert traced() == frames
-    said = snnfast.explain(prints_each, currents())
-    assert "5 steps of leaky: one unroll" in said.graphs[0].merged
-    assert said.notes[-1] == "so it is traced by torch.compile after three calls"
-    assert "item needs a value" in said.notes
-
-
-@pytest.mark.parametrize("by", ["tracing", "recording"])
-def test_one_way_may_be_asked_for(by: str) -> None:
-    compiled = snnfast.compile(prints_each, by=by)
-    said = [message for _ in range(4) for message in call(compiled, currents())]
-    assert (traced() > 0) == (by == "tracing")
-    assert len(said) == (by == "recording")
+    said = [call(compiled, currents()) for _ in range(5)]
+    assert list(map(len, said)) == [0, 0, 1, 0, 0]
+    assert "prints_each runs as it is, without a recorder: item needs a value" in said[2][0]
+    assert "item needs a value" in snnfast.explain(prints_each, currents()).notes
 
 
 def test_nothing_is_recorded_where_pytorch_is_told_to_compile_nothing() -> None:
@@ -110,35 +92,13 @@ def test_a_free_threaded_python_records_nothing_and_says_what_turns_the_lock_on(
     assert len(compiled.plans) == 1
 
 
-def test_options_of_torch_compile_ask_for_tracing() -> None:
-    net = snnfast.compile(Net(), dynamic=False)
-    call(net, currents())
-    assert traced() == 1
+def test_where_nothing_is_recorded_explain_says_so() -> None:
+    with snnfast.use_backend("reference"):
+        (note,) = snnfast.explain(Net(), currents()).notes
+    assert "no call is recorded here: the reference is chosen" in note
 
 
-@pytest.mark.parametrize("by", [None, "tracing"])
-def test_distributions_of_pytorch_check_their_values_as_before(by: str | None) -> None:
-    """``torch.compile`` switches these checks off in the whole process, once, when it first wraps a function."""
-    code = f"""
-import torch, snnfast
-function = snnfast.compile(lambda x: x + 1, by={by!r})
-function(torch.ones(3)), snnfast.explain(lambda x: x + 1, torch.ones(3), by={by!r})
-try:
-    torch.distributions.Bernoulli(torch.tensor([2.0]))
-except ValueError:
-    print("checked")
-"""
-    assert fresh(code) == "checked"
-
-
-def test_a_wrong_option_of_torch_compile_raises_before_the_first_call() -> None:
-    with pytest.raises(TypeError, match="unknown"):
-        snnfast.compile(Net(), unknown=1)
-    with pytest.raises(ValueError, match="mode"):
-        snnfast.compile(Net(), mode="default")
-
-
-def test_what_tracing_would_not_merge_either_runs_as_it_is_and_is_not_traced() -> None:
+def test_a_network_of_which_nothing_is_merged_runs_as_it_is_and_one_warning_says_why() -> None:
     for net, reason in (
         (OneStep(), "1 step of leaky .*: it runs for a single step. The loop may be outside of what is compiled"),
         (nn.Linear(12, 5), "there is no step of a neuron in it"),
@@ -148,7 +108,6 @@ def test_what_tracing_would_not_merge_either_runs_as_it_is_and_is_not_traced() -
         said = [message for _ in range(5) for message in call(net, currents())]
         assert len(said) == 1
         assert re.search(f"{type(net).__name__} runs as it is, without a recorder: {reason}", said[0])
-    assert traced() == 0
 
 
 OUTSIDE = "the loop over time is not in what you compiled.*Compile the function with the loop"
@@ -181,7 +140,6 @@ def test_a_network_whose_loop_is_outside_says_so_once(layers: int, grad: bool) -
                 net(step)
     (said,) = [str(w.message) for w in caught if str(w.message).startswith("snnfast: ")]
     assert re.search(f"Sequential runs as it is, without a recorder: {OUTSIDE}", said)
-    assert traced() == 0
     assert re.search(OUTSIDE, str(snnfast.explain(net, torch.rand(3, 6))))
 
 
@@ -200,8 +158,6 @@ def test_what_has_the_loop_or_no_state_of_before_does_not_say_that_it_is_outside
     found = str(snnfast.explain(sorts, torch.rand(5, 3, 6), torch.zeros(3, 6)))
     assert "5 steps of leaky" in found
     assert "its states or parameters are changed between two steps" in found
-    traced_step = str(snnfast.explain(net, x, by="tracing"))  # of which torch.compile may have cut the loop
-    assert "The loop may be outside of what is compiled: compile the function that has it. Or it is cut" in traced_step
 
 
 def test_layers_of_snntorch_in_a_function_are_named() -> None:
@@ -220,16 +176,15 @@ def test_layers_of_snntorch_in_a_function_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "by", "ways"),
+    ("seconds", "ways"),
     [
-        (1.0, None, "r" * 6 + "p" * 12),  # the first call makes a graph and is not timed
-        (2.9, None, "r" * 6 + "p" * 5 + "r" * 7),
-        (1.0, "recording", "r" * 18),
+        (1.0, "r" * 6 + "p" * 12),  # the first call makes a graph and is not timed
+        (2.9, "r" * 6 + "p" * 5 + "r" * 7),
     ],
 )
 @torch.no_grad()
 def test_calls_without_gradients_run_as_they_are_where_that_takes_less_time(
-    seconds: float, by: str | None, ways: str, monkeypatch: pytest.MonkeyPatch
+    seconds: float, ways: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A recorded call of ten steps takes 3 seconds here."""
     clock, taken = [0.0], []
@@ -240,7 +195,7 @@ def test_calls_without_gradients_run_as_they_are_where_that_takes_less_time(
         clock[0] += len(x) / 10 * (seconds if taken[-1] == "p" else 3.0)
         return by_hand(x)
 
-    compiled = snnfast.compile(loop, by=by)  # type: ignore[arg-type]
+    compiled = snnfast.compile(loop)
     x = currents(10)
     for _ in range(18):
         torch.testing.assert_close(compiled(x), by_hand(x))
@@ -278,7 +233,6 @@ def test_a_loop_that_needs_a_graph_for_each_number_of_steps_runs_as_it_is_if_the
     said = [message for T in (9, 9, *range(10, 50)) for message in call(compiled, currents(T))]
     assert len(said) == 1
     assert "runs as it is, without a recorder: another call like it needs a graph of its own" in said[0]
-    assert traced() == 0
 
 
 def test_in_a_checkpoint_a_loop_runs_as_it_is_and_one_warning_says_so() -> None:
@@ -294,16 +248,18 @@ def test_in_a_checkpoint_a_loop_runs_as_it_is_and_one_warning_says_so() -> None:
 
 
 def test_training_and_evaluation_decide_each_for_itself() -> None:
+    recorded = []
+
     def loop(x: Tensor) -> Tensor:
+        recorded.append((torch.is_grad_enabled(), current_recorder() is not None))
         return prints_each(x, Tensor.item if torch.is_grad_enabled() else Tensor.abs)
 
-    compiled = snnfast.compile(loop)
-    for frames in (0, 0, 0, 1):
+    compiled = snnfast.compile(loop, replay=False)
+    for _ in range(4):
         with torch.no_grad():
-            call(compiled, currents())
-        before = traced()
-        call(compiled, currents())
-        assert traced() - before == frames
+            compiled(currents())
+        compiled(currents())
+    assert recorded == [(False, True), (True, True)] * 3 + [(False, True), (True, False)]
 
 
 @pytest.mark.parametrize(
@@ -464,18 +420,6 @@ def test_a_graph_for_any_number_of_steps_serves_new_ones_whatever_it_has_cost(mo
     assert [plan for plan in compiled.plans if isinstance(plan, str)] == []
 
 
-def test_lengths_that_were_recorded_in_vain_are_traced_only_if_calls_can_pay_for_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    _graphs_are_dear(monkeypatch)
-    compiled, told = snnfast.compile(prints_each), []
-    for _ in range(2):
-        for T in range(5, 10):
-            told += call(compiled, currents(T))
-    assert traced() == 1
-    assert any("runs as it is where its sizes are new" in message for message in told)
-
-
 def in_float64(x: Tensor) -> Tensor:
     mem, rec = torch.zeros_like(x[0]), []
     for step in x:
@@ -487,8 +431,6 @@ def in_float64(x: Tensor) -> Tensor:
 
 
 def test_a_loop_that_changes_the_default_dtype_runs_as_it_is() -> None:
-    """torch.compile reads it once, before the loop."""
     compiled = snnfast.compile(in_float64)
     messages = [message for _ in range(5) for message in call(compiled, currents())]
-    assert traced() == 0
     assert len(messages) == 1

@@ -15,7 +15,7 @@ def test_a_step_takes_the_weights_and_the_spikes_before() -> None:
         return spk
 
     after("dead", loop, steps(1, 2), tensor(1, 2), tensor(1, 2)).expect("""\
-step = step[rleaky](x_3, x_4, x_5, [W, b, None])
+step = step[rleaky](x_1, x, x_2, [W, b, None])
 getitem = step[0]
 getitem_1 = step[1]
 step_1 = step[rleaky](x_6, getitem, getitem_1, [W, b, None])

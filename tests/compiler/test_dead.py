@@ -31,7 +31,7 @@ def test_a_step_of_a_layer_keeps_results_that_nobody_reads() -> None:
         return spk
 
     after("dead", loop, steps(), tensor()).expect("""\
-step = step[leaky](x_3, x_4)
+step = step[leaky](x, x_1)
 getitem = step[0]
 getitem_1 = step[1]
 step_1 = step[leaky](x_5, getitem_1)

@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from loop_nets import WAYS
 from torch import Tensor
-
-import snnfast
 
 pytestmark = [pytest.mark.needs_extension]
 
@@ -20,9 +19,9 @@ def classes(x: Tensor, number: int) -> Tensor:
     return torch.stack(rec)
 
 
-@pytest.mark.parametrize("by", ["recording", "tracing"])
+@pytest.mark.parametrize("by", WAYS)
 def test_a_class_that_is_too_large_or_negative_is_an_error(by: Any) -> None:
-    compiled = snnfast.compile(classes, by=by)
+    compiled = by(classes)
     for sign, number in ((1, 8), (1, 4), (-1, 4)):
         x = torch.full((9, 2, 3), 1.0 * sign)
         try:
@@ -34,7 +33,7 @@ def test_a_class_that_is_too_large_or_negative_is_an_error(by: Any) -> None:
             torch.testing.assert_close(compiled(x, number), expected)
 
 
-@pytest.mark.parametrize("by", ["recording", "tracing"])
+@pytest.mark.parametrize("by", WAYS)
 def test_one_hot_without_a_number_of_classes_is_that_of_the_loop(by: Any) -> None:
     def loop(x: Tensor) -> Tensor:
         mem, found = torch.zeros_like(x[0]), []
@@ -44,4 +43,4 @@ def test_one_hot_without_a_number_of_classes_is_that_of_the_loop(by: Any) -> Non
         return torch.stack(found)
 
     x = torch.rand(9, 2, 3)
-    torch.testing.assert_close(snnfast.compile(loop, by=by)(x), loop(x))
+    torch.testing.assert_close(by(loop)(x), loop(x))

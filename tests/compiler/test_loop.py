@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_all_bits_equal, assert_bits_equal
-from internals import emit, merge
-from loop_nets import Feedback, Net, assert_same, by_tracing, currents, graphs, refused
+from internals import Recorded, emit
+from loop_nets import WAYS, Feedback, Net, assert_same, by_torch_compile, currents, graphs, refused
 from torch import Tensor, nn
-from torch._dynamo import output_graph
 from torch.nn.utils import prune
 
 import snnfast
@@ -60,8 +59,6 @@ def test_a_compiled_network_is_compiled_anew_and_stays_a_network(backend: str) -
 
 def test_a_mode_is_an_error_that_names_it() -> None:
     message = "mode: 'reduce-overhead' is one of Inductor's"
-    with pytest.raises(ValueError, match=message):
-        snnfast.compile(Net(), mode="reduce-overhead")
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=message):
         torch.compile(Net(), backend="snnfast", mode="reduce-overhead")(currents())
 
@@ -75,8 +72,6 @@ def test_the_new_graph_can_be_given_to_another_backend(inner: str) -> None:
 
 def test_an_unknown_option_is_an_error() -> None:
     message = "options: expected 'inner' at most, got 'outer'"
-    with pytest.raises(ValueError, match=message):
-        snnfast.compile(Net(), options={"outer": "inductor"})
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=message):
         torch.compile(Net(), backend="snnfast", options={"outer": "inductor"})(currents())
 
@@ -106,8 +101,7 @@ def test_explain_tells_what_is_merged_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("prunes", [False, True], ids=["states", "states and a pruned weight"])
-@pytest.mark.parametrize("by", ["recording", "tracing"])
-def test_explain_takes_a_network_that_has_trained(prunes: bool, by: Any) -> None:
+def test_explain_takes_a_network_that_has_trained(prunes: bool) -> None:
     """``copy.deepcopy`` refuses what autograd has recorded."""
 
     class Trained(nn.Module):
@@ -127,7 +121,7 @@ def test_explain_takes_a_network_that_has_trained(prunes: bool, by: Any) -> None
     net, x = Trained(), torch.rand(5, 3, 12)
     net(x).sum().backward()
     (held,) = net.states
-    assert "one unroll" in str(snnfast.explain(net, x, by=by))
+    assert "one unroll" in str(snnfast.explain(net, x))
     assert net.states[0] is held
     assert not held.is_leaf
 
@@ -185,20 +179,14 @@ def beginning_with_a_leaf(spelled: str, v_leak: Tensor) -> Any:
     return loop
 
 
-def splits_at_requires_grad(by: str) -> bool:
-    """Whether torch.compile splits the graph there."""
-    return by == "tracing" and not hasattr(output_graph.OutputGraph, "_check_requires_grad_intermediate_outputs")
-
-
-@pytest.mark.parametrize("by", ["tracing", "recording"])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize("spelled", LETS_REQUIRE)
-def test_a_first_state_that_requires_a_gradient_is_merged(spelled: str, by: str) -> None:
+def test_a_first_state_that_requires_a_gradient_is_merged(spelled: str, by: Any) -> None:
     loop = beginning_with_a_leaf(spelled, torch.tensor(0.25))
-    compiled, x = snnfast.compile(loop, by=by), currents()
+    compiled, x = by(loop), currents()
     for shows in (False, True):
-        if not splits_at_requires_grad(by):
-            (graph,) = snnfast.explain(loop, x, shows, by=by).graphs
-            assert any("one recurrence" in line for line in graph.merged)
+        (graph,) = snnfast.explain(loop, x, shows).graphs
+        assert any("one recurrence" in line for line in graph.merged)
         for needs in (False, True):
             found = []
             for f in (compiled, compiled, loop):  # a second form is recorded at its second call
@@ -211,8 +199,8 @@ def test_a_first_state_that_requires_a_gradient_is_merged(spelled: str, by: str)
                 torch.testing.assert_close(ours, found[-1])
 
 
-@pytest.mark.parametrize("by", ["tracing", "recording"])
-def test_two_leaves_of_one_tensor_have_gradients_of_their_own(by: str) -> None:
+@pytest.mark.parametrize("by", WAYS)
+def test_two_leaves_of_one_tensor_have_gradients_of_their_own(by: Any) -> None:
     def loop(x: Tensor) -> tuple[Tensor, ...]:
         leaves = [x[0].detach().requires_grad_() for _ in range(2)]
         v, record = leaves[0] + 2 * leaves[1], []
@@ -222,7 +210,7 @@ def test_two_leaves_of_one_tensor_have_gradients_of_their_own(by: str) -> None:
             record.append(v)
         return torch.stack(record), *leaves
 
-    compiled, x = snnfast.compile(loop, by=by), currents()
+    compiled, x = by(loop), currents()
     for _ in range(2):
         (ours, *found), (theirs, *wanted) = compiled(x), loop(x)
         torch.testing.assert_close(ours, theirs)
@@ -241,8 +229,8 @@ def test_leaves_of_each_step_that_are_returned_stay_leaves() -> None:
             record.append(v)
         return torch.stack(record), *leaves
 
-    for by in ("tracing", "recording"):
-        compiled, x = snnfast.compile(loop, by=by), currents()
+    for by in WAYS:
+        compiled, x = by(loop), currents()
         for _ in range(2):
             with warnings.catch_warnings(action="ignore"):
                 (ours, *found), (theirs, *wanted) = compiled(x), loop(x)
@@ -260,7 +248,7 @@ def test_another_backend_keeps_what_requires_a_gradient(detached: bool) -> None:
         (record,) = loop(x, False)
         return record.detach() if detached else record
 
-    compiled, x = snnfast.compile(asked, options={"inner": "aot_eager"}), currents()
+    compiled, x = by_torch_compile(asked, options={"inner": "aot_eager"}), currents()
     for _ in range(2):
         with warnings.catch_warnings(action="ignore"):
             assert_same(compiled, asked, x)
@@ -276,7 +264,7 @@ def test_a_tensor_that_is_let_require_no_gradient_any_more() -> None:
         return torch.stack(record)
 
     with warnings.catch_warnings(action="ignore"):
-        assert_same(snnfast.compile(loop, by="recording"), loop, currents())
+        assert_same(snnfast.compile(loop), loop, currents())
 
 
 # ---- what it says where nothing, or not everything, is merged
@@ -294,8 +282,7 @@ def test_a_change_of_a_shape_in_place_is_named(name: str, arguments: tuple[int, 
         return torch.stack(made)
 
     x = torch.rand(4, 3, 5) * 2
-    assert f"it changes the shape of a tensor in place ({name})" in refused(by_tracing(loop), x)
-    torch._dynamo.reset()
+    assert f"{name} changes what is known of a tensor" in str(snnfast.explain(loop, x))
     with warnings.catch_warnings(action="ignore"):
         assert_bits_equal(torch.compile(loop, backend="snnfast")(x), loop(x))
 
@@ -318,8 +305,8 @@ def test_a_fault_in_the_pass_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(emit.Emitter, "single", broken)
     net, x = Net(), currents()
     expected = copy.deepcopy(net)(x)
-    compiled = by_tracing(net)
-    with pytest.warns(UserWarning, match=r"(?s)fault of snnfast.*please report it.*KeyError: 'planted'"):
+    compiled = snnfast.compile(net)
+    with pytest.warns(UserWarning, match=r"(?s)fault of snnfast.*KeyError: 'planted'.*please report it"):
         found = compiled(x)
     assert_all_bits_equal(found, expected)
 
@@ -329,7 +316,7 @@ def test_a_fault_in_the_pass_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) 
 
 def asked_for(readout: Any) -> tuple[int, bool]:
     """States that the unroll of a loop records, as bits; and whether it sums the spikes instead of writing them."""
-    lif, fc, seen = snnfast.Leaky(beta=0.9), nn.Linear(12, 4), []
+    lif, fc = snnfast.Leaky(beta=0.9), nn.Linear(12, 4)
 
     def loop(x: Tensor) -> Any:
         mem, spks, mems, total = lif.reset_mem(), [], [], torch.zeros(3, 4)
@@ -340,16 +327,13 @@ def asked_for(readout: Any) -> tuple[int, bool]:
             total = total + spk
         return readout(spks, mems, total)
 
-    def backend(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
-        merged, _ = merge(gm)
-        seen.extend(n.args[-2:] for n in merged.graph.nodes if n.target is unroll_steps)
-        return merged.forward
-
-    x = currents()
-    found, expected = torch.compile(loop, backend=backend)(x), loop(x)
-    torch.testing.assert_close(found, expected)
-    (asked,) = seen
-    return asked
+    x, recorded = currents(), Recorded(loop, "a loop")
+    found, _ = recorded(x)
+    torch.testing.assert_close(found, loop(x))
+    (plan,) = recorded.plans
+    assert not isinstance(plan, str)
+    (asked,) = [n.args[-2:] for n in plan.graph.graph.nodes if n.target is unroll_steps]
+    return asked  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +358,7 @@ def test_what_nobody_reads_is_not_made(readout: Any, record: int, reduce: bool) 
 
 def test_how_often_a_loop_is_compiled() -> None:
     net = Net()
-    other, compiled = copy.deepcopy(net), by_tracing(net)
+    other, compiled = copy.deepcopy(net), by_torch_compile(net)
 
     def count(T: int, B: int, grad: bool = True) -> int:
         before, x = graphs(), currents(T, B)
@@ -405,7 +389,7 @@ def test_a_product_of_two_inputs_is_repeated_at_any_batch_size(recwarn: pytest.W
             mems.append(mem)
         return torch.stack(mems)
 
-    compiled = by_tracing(loop)
+    compiled = by_torch_compile(loop)
     for B in (3, 5, 6):
         x = currents(B=B)
         torch.testing.assert_close(compiled(x), loop(x))

@@ -2,15 +2,12 @@
 
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import loop_nets
 import pytest
 import torch
-from compiler.internals import tracing
-from loop_nets import by_tracing, explain_tracing
+from loop_nets import WAYS
 from torch import Tensor, nn
 
 import snnfast
@@ -25,27 +22,27 @@ class Net(nn.Module):
         self.look = look
 
     def forward(self, x: Tensor) -> Any:
-        mem, count, seen, out = self.lif.reset_mem(), torch.zeros(()), [], []
+        mem, count, seen, out = self.lif.reset_mem(), x.sum() * 0, [], []
         for t in range(x.size(0)):
             spk, mem = self.lif(self.fc1(x[t]), mem)
             count += spk.sum()  # in place: what was printed must not show it
-            seen.append(self.look(t, spk, mem, count))
             out.append(self.fc2(spk))
+            seen.append(self.look(t, spk, mem, count))
         return torch.stack(out), seen
 
 
-def compiled(look: Callable[..., Any]) -> tuple[nn.Module, nn.Module]:
+def compiled(look: Callable[..., Any], by: Any = snnfast.compile) -> tuple[nn.Module, nn.Module]:
     torch._dynamo.reset()
     torch.manual_seed(0)
     net = Net(look)
     net.load_state_dict(state := {k: v.clone() for k, v in net.state_dict().items()})
     same = Net(look)
     same.load_state_dict(state)
-    return by_tracing(same), net
+    return by(same), net
 
 
 def one_unroll(reports: list[Any]) -> bool:
-    return any("5 steps of leaky: one unroll" in line for report in reports for line in report.merged)
+    return any("steps of leaky: one unroll" in line for report in reports for line in report.merged)
 
 
 PRINTS = {
@@ -55,9 +52,6 @@ PRINTS = {
     "ended": lambda t, spk, mem, count: print(count.item(), end=" "),
     "listed": lambda t, spk, mem, count: print(spk[0].tolist()),
 }
-SPLIT = {"ended", "listed"}  # torch.compile can't move these
-if torch.__version__.startswith("2.11"):
-    SPLIT.add("formatted")
 
 
 @pytest.mark.parametrize("name", PRINTS)
@@ -65,36 +59,38 @@ def test_what_a_loop_prints_is_printed_in_order_with_the_values_that_it_had(
     name: str, capsys: Any, reports: list[Any]
 ) -> None:
     net, same = compiled(PRINTS[name])
-    x = torch.rand(5, 4, 12)
+    x = torch.rand(12, 4, 12)
     printed = []
-    for each in (same, net, net):
+    for each in (same, net, net, net):
         each(x)
         printed.append(re.sub(r", grad_fn=<\w+>", "", capsys.readouterr().out))
     assert printed[0]
-    assert printed[1:] == [printed[0]] * 2
-    assert one_unroll(reports) == (name not in SPLIT)
+    assert printed[1:] == [printed[0]] * 3
+    assert one_unroll(reports)
 
 
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize("look", [loop_nets.check, loop_nets.check_numbers], ids=["tensors", "numbers"])
 @pytest.mark.parametrize(("value", "message"), [(torch.nan, "the membrane diverged"), (1e6, "")])
-def test_asserts_of_all_steps_are_checked_at_once_and_raise_what_the_loop_raises(
-    value: float, message: str, look: Callable[..., Any], reports: list[Any]
+def test_asserts_raise_what_the_loop_raises(
+    value: float, message: str, look: Callable[..., Any], by: Any, reports: list[Any]
 ) -> None:
-    net, same = compiled(look)
-    x = torch.rand(5, 4, 12)
-    torch.testing.assert_close(net(x)[0], same(x)[0])
+    net, same = compiled(look, by)
+    x = torch.rand(12, 4, 12)
+    for _ in range(3):
+        torch.testing.assert_close(net(x)[0], same(x)[0])
     x[3, 1] = value
     for each in (net, same):
         with pytest.raises(AssertionError) as raised:
             each(x)
         assert str(raised.value) == message
-    assert one_unroll(reports)
+    assert one_unroll(reports) or by is not snnfast.compile  # dynamo ends a graph at ``try``
 
 
 @pytest.mark.parametrize("look", [loop_nets.mended, loop_nets.mended_by_numbers, loop_nets.unmended])
 def test_an_assert_inside_of_try_is_obeyed_where_it_stands(look: Callable[..., Any]) -> None:
     net, same = compiled(look)
-    for x in (torch.rand(5, 4, 12), torch.rand(5, 4, 12) * 3):
+    for x in (torch.rand(12, 4, 12), torch.rand(5, 4, 12) * 3):
         for found, wanted in zip(same(x)[1], net(x)[1], strict=True):
             torch.testing.assert_close(found, wanted)
 
@@ -110,35 +106,10 @@ def test_a_progress_bar_over_the_steps_splits_no_loop(capsys: Any) -> None:
         bar.set_description("done")
         return mem
 
-    x = torch.rand(5, 4, 12)
+    x = torch.rand(12, 4, 12)
     torch.testing.assert_close(snnfast.compile(loop)(x), loop(x))
-    assert capsys.readouterr().err.count("| 5/5") == 2
+    assert capsys.readouterr().err.count("| 12/12") == 2
     assert one_unroll(snnfast.explain(loop, x).graphs)
-
-
-def test_the_settings_of_torch_compile_are_the_callers_afterwards_also_in_threads() -> None:
-    inner, _ = compiled(NUMBERS["item"])
-    names = ("capture_scalar_outputs", "reorderable_logging_functions")
-    before = [getattr(torch._dynamo.config, name) for name in names]
-    x = torch.rand(5, 4, 12)
-    net = by_tracing(lambda x: inner(x)[0] * 2)
-    wanted = inner(x)[0]
-    with ThreadPoolExecutor(4) as threads:
-        for found in threads.map(lambda _: net(x), range(12)):
-            torch.testing.assert_close(found, wanted * 2)
-    assert [getattr(torch._dynamo.config, name) for name in names] == before
-
-
-def test_a_limit_on_the_length_of_a_loop_that_a_version_of_pytorch_may_have_is_off(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    settings = {"capture_scalar_outputs": False, "reorderable_logging_functions": frozenset()}
-    config = SimpleNamespace(max_loop_unroll_nodes=5000, **settings)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch._dynamo, "config", config)
-        with tracing:
-            assert config.max_loop_unroll_nodes == 0
-        assert config.max_loop_unroll_nodes == 5000
 
 
 NUMBERS = {
@@ -161,22 +132,11 @@ def _assert_equal(seen: list[Any], expected: list[Any]) -> None:
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_of_a_loop_are_those_of_the_loop(name: str, reports: list[Any]) -> None:
     net, same = compiled(NUMBERS[name])
-    for seed in range(3):
+    for seed in range(4):
         torch.manual_seed(seed)
-        x = torch.rand(5, 4, 12)
+        x = torch.rand(12, 4, 12)
         (out, seen), (wanted, expected) = net(x), same(x)
         torch.testing.assert_close(out, wanted)
         assert [type(a) for a in seen] == [type(a) for a in expected]
         torch.testing.assert_close(seen, expected) if name == "index" else _assert_equal(seen, expected)
-    assert one_unroll(reports) == (name != "decides")
-
-
-@pytest.mark.filterwarnings("default")
-def test_a_loop_that_a_number_decides_in_is_cut_and_the_message_names_the_line() -> None:
-    net, same = compiled(NUMBERS["decides"])
-    x = torch.rand(5, 4, 12)
-    where = r'test_loop_statistics.py:\d+: "decides": lambda .* if spk.sum\(\).item\(\) > 20'
-    with pytest.warns(UserWarning, match=rf"Net runs as it is, .*torch.compile cuts the code at .*{where}"):
-        net(x)
-    (cut,) = explain_tracing(same, x).cuts
-    assert re.search(where, cut)
+    assert one_unroll(reports)

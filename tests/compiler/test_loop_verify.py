@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import assert_all_bits_equal, assert_bits_equal
 from internals import rules, verified, verify
-from loop_nets import Net, by_tracing, currents, refused
+from loop_nets import WAYS, Net, currents, refused
 from torch import Tensor, nn
 
 import snnfast
@@ -68,7 +68,7 @@ def test_verification_finds_a_wrong_rule(wrong: Any, message: str, monkeypatch: 
 
     monkeypatch.setitem(rules.RULES, "linear", planted)
     with pytest.raises(RuntimeError, match=message):
-        by_tracing(Net())(currents().requires_grad_())
+        snnfast.compile(Net())(currents().requires_grad_())
 
 
 def test_verification_leaves_running_averages_to_the_loop() -> None:
@@ -89,8 +89,8 @@ def test_verification_leaves_running_averages_to_the_loop() -> None:
     assert int(net.lif1[0].num_batches_tracked) == 5
 
 
-@pytest.mark.parametrize("by", ["recording", "tracing"])
-def test_random_numbers_are_not_compared(by: str) -> None:
+@pytest.mark.parametrize("by", WAYS)
+def test_random_numbers_are_not_compared(by: Any) -> None:
     lif, fc = snnfast.Leaky(beta=0.9), nn.Linear(12, 4)
 
     def loop(x: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def test_random_numbers_are_not_compared(by: str) -> None:
             total = total + spk
         return total
 
-    assert re.search("test_loop_verify.py.* draws random numbers", refused(snnfast.compile(loop, by=by), currents()))
+    assert re.search("test_loop_verify.py.* draws random numbers", refused(by(loop), currents()))
 
 
 class Counting(nn.Module):
@@ -161,9 +161,9 @@ def test_verification_finds_wrong_writes(changes: str, message: str | None) -> N
     assert_bits_equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("by", ["recording", "tracing"])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize("of", ["buffer", "tensor"])
-def test_verification_sees_what_a_compiled_loop_writes(of: str, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_sees_what_a_compiled_loop_writes(of: str, by: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the write is left out, the tensor is named."""
 
     class Writing(Net):
@@ -182,7 +182,7 @@ def test_verification_sees_what_a_compiled_loop_writes(of: str, by: str, monkeyp
             return mem2
 
     net, x, total = Writing(), currents(), torch.zeros(4)
-    compiled = snnfast.compile(copy.deepcopy(net), by=by)
+    compiled = by(copy.deepcopy(net))
     wanted = copy.deepcopy(total)
     net(x, wanted)
     for _ in range(2):
@@ -206,4 +206,4 @@ def test_verification_sees_what_a_compiled_loop_writes(of: str, by: str, monkeyp
     monkeypatch.setattr(verify, "verified", lambda loop, merged, report: right(loop, forgetful(merged), report))
     name = r"the buffer 'count' of Writing" if of == "buffer" else "a tensor of the caller"
     with pytest.raises(RuntimeError, match=rf"SNNFAST_VERIFY: input \d+ \({name}\) .* nothing was written to it"):
-        snnfast.compile(copy.deepcopy(net), by=by)(x, total)
+        by(copy.deepcopy(net))(x, total)

@@ -20,7 +20,7 @@ def test_a_linear_that_alone_reads_the_spikes_is_a_part_of_the_unroll() -> None:
         return rec
 
     after_merging("emit", loop, tensor(2, 1, 2), tensor(1, 2)).expect("""\
-unroll_steps = unroll_steps('leaky', x, [x_4, x_1, x_2, x_3], 16, 0, 2.0, 0.0, 'auto', None, 0, False, W, b, 1)
+unroll_steps = unroll_steps('leaky', x, [x_1, x_2, x_3, x_4], 16, 0, 2.0, 0.0, 'auto', None, 0, False, W, b, 1)
 getitem = unroll_steps[2]
 getitem_1 = unroll_steps[0]
 detach = detach(getitem)
@@ -36,14 +36,14 @@ def test_a_sum_that_grows_is_one_call_or_a_part_of_the_unroll() -> None:
         return count, loss
 
     after_merging("emit", loop, tensor(2, 1, 2), tensor(1, 2)).expect("""\
-unroll_steps = unroll_steps('leaky', x, [x_4, x_1, x_2, x_3], 16, 0, 2.0, 0.0, 'auto', None, 0, True)
+unroll_steps = unroll_steps('leaky', x, [x_1, x_2, x_3, x_4], 16, 0, 2.0, 0.0, 'auto', None, 0, True)
 getitem = unroll_steps[2]
 getitem_1 = unroll_steps[0]
 exp = exp(x)
 sum = sum(exp, [0])
-detach = detach(getitem_1)
-detach_1 = detach(sum)
-detach_2 = detach(getitem)
+detach = detach(getitem)
+detach_1 = detach(getitem_1)
+detach_2 = detach(sum)
 return [detach, detach_1, detach_2]""")
 
 
@@ -65,7 +65,7 @@ movedim = movedim(conv2d, -3, -1)
 unflatten = unflatten(movedim, 0, [2, -1])
 movedim_1 = movedim(unflatten, -1, -3)
 add_ = add_(x_1, 2)
-normed_unroll_steps = normed_unroll_steps(movedim_1, [b_1, b_2, x_2, x_3, 0.1, 1e-05], 'leaky', [x_7, x_4, x_5, x_6], 16, 0, 2.0, 0.0, 'auto', None, 0, False)
+normed_unroll_steps = normed_unroll_steps(movedim_1, [b_1, b_2, x_2, x_3, 0.1, 1e-05], 'leaky', [x_4, x_5, x_6, x_7], 16, 0, 2.0, 0.0, 'auto', None, 0, False)
 getitem = normed_unroll_steps[2]
 in_usual_order = in_usual_order(getitem)
 return [in_usual_order]""")  # noqa: E501

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from compiler.forms import after, steps, tensor
+from loop_nets import WAYS
 from loop_ops import Masked, Plain
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -210,20 +211,19 @@ def left_by(function: Callable[..., Any], inputs: list[Tensor]) -> list[tuple[st
 @pytest.mark.parametrize(
     ("dtype", "by"),
     [
-        (torch.float32, "tracing"),
-        (torch.float64, "recording"),
-        pytest.param(torch.float64, "tracing", marks=pytest.mark.thorough),
-        pytest.param(torch.float32, "recording", marks=pytest.mark.thorough),
+        (torch.float32, WAYS[1]),
+        (torch.float64, WAYS[0]),
+        pytest.param(torch.float64, WAYS[1], marks=pytest.mark.thorough),
+        pytest.param(torch.float32, WAYS[0], marks=pytest.mark.thorough),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_complex_recurrence_has_the_numbers_of_its_loop(
-    loop: Callable[..., Any], dtype: torch.dtype, by: str
+    loop: Callable[..., Any], dtype: torch.dtype, by: Any
 ) -> None:
-    compiled = snnfast.compile(loop, by=by)
+    compiled = by(loop)
     name = str(dtype).removeprefix("torch.")
-    for T in (9, 9, 12) if by == "recording" else (9,):
+    for T in (9, 9, 12) if by is snnfast.compile else (9,):
         inputs = given(T, dtype)
         # A sum over all channels, and ``exp`` of all steps at once, round in another way.
         tolerances = (TOLERANCES if loop in (_diagonal, _layers) else EXACT)[name]
@@ -232,13 +232,12 @@ def test_a_complex_recurrence_has_the_numbers_of_its_loop(
             assert difference(seen(compiled(*inputs)), seen(loop(*inputs)), tolerances) is None
 
 
-@pytest.mark.parametrize("by", ["tracing", "recording"])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_complex_recurrence_is_one_program(loop: Callable[..., Any], by: str) -> None:
-    if loop is _conjugated and by == "recording":
-        assert "a tensor that is conjugated" in str(snnfast.explain(loop, *given(9, torch.float32), by=by))
+def test_a_complex_recurrence_is_one_program(loop: Callable[..., Any]) -> None:
+    if loop is _conjugated:
+        assert "a tensor that is conjugated" in str(snnfast.explain(loop, *given(9, torch.float32)))
         return
-    (graph,) = snnfast.explain(loop, *given(9, torch.float32), by=by).graphs
+    (graph,) = snnfast.explain(loop, *given(9, torch.float32)).graphs
     assert graph.refused is None
     assert not graph.repeated
     assert any("one recurrence" in str(line) for line in graph.merged)
@@ -301,19 +300,19 @@ def _summed(x: Tensor, p: Tensor, a: Tensor) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("by", ["tracing", "recording"])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize(
     "loop", [_hooked, _hooked_part, _shared, _part_of_an_input, _written_part, _without_a_form, _summed]
 )
-def test_what_shows_or_has_no_form_is_as_in_the_loop(loop: Callable[..., Any], by: str) -> None:
-    compiled, inputs = snnfast.compile(loop, by=by), given(7, torch.float64)
+def test_what_shows_or_has_no_form_is_as_in_the_loop(loop: Callable[..., Any], by: Any) -> None:
+    compiled, inputs = by(loop), given(7, torch.float64)
     for _ in range(2):
         assert difference(left_by(compiled, inputs), left_by(loop, inputs), TOLERANCES["float64"]) is None
 
 
-@pytest.mark.parametrize("by", ["tracing", "recording"])
-def test_complex_results_are_verified(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by", WAYS)
+def test_complex_results_are_verified(by: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNNFAST_VERIFY", "1")
-    compiled = snnfast.compile(_resonator, by=by)
+    compiled = by(_resonator)
     for _ in range(3):
         compiled(*given(7, torch.float64))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from compiler.forms import after_merging, tensor
+from loop_nets import WAYS
 from torch import Tensor
 
 import snnfast
@@ -91,13 +92,13 @@ loop of 5 steps
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (4,), (3, 1), (3, 4)])
-@pytest.mark.parametrize("by", ["tracing", "recording"])
+@pytest.mark.parametrize("by", WAYS)
 def test_a_first_membrane_that_broadcasts_has_the_numbers_and_the_gradient_of_the_loop(
-    shape: tuple[int, ...], by: str
+    shape: tuple[int, ...], by: Any
 ) -> None:
     first = torch.rand(shape).requires_grad_()
     loop, x = of_tensor(first), 2 * torch.rand(5, 3, 4)
-    compiled = snnfast.compile(loop, by=by)
+    compiled = by(loop)
     for _ in range(2):
         found = [(out, *torch.autograd.grad(out.square().sum(), first)) for out in (compiled(x), loop(x))]
         torch.testing.assert_close(*found)
@@ -115,8 +116,8 @@ def test_a_first_state_that_is_computed_of_the_first_step_is_none() -> None:
         return torch.stack(out)
 
     x = 2 * torch.rand(5, 3, 4)
-    torch.testing.assert_close(snnfast.compile(loop, by="tracing")(x), loop(x))
-    (report,) = snnfast.explain(loop, x, by="tracing").graphs
+    torch.testing.assert_close(snnfast.compile(loop)(x), loop(x))
+    (report,) = snnfast.explain(loop, x).graphs
     assert any("one recurrence" in line for line in report.merged)
 
 
@@ -140,7 +141,7 @@ def test_first_states_are_found_with_one_trace_for_all_of_them(monkeypatch: pyte
     traces = []
     monkeypatch.setattr(peel, "trace", lambda *args, traced=peel.trace: traces.append(args) or traced(*args))
     x = torch.rand(9, 3, 4, requires_grad=True)
-    torch.testing.assert_close(snnfast.compile(of_three_states, by="recording")(x), of_three_states(x))
+    torch.testing.assert_close(snnfast.compile(of_three_states)(x), of_three_states(x))
     assert len(traces) < 200
 
 
@@ -158,8 +159,8 @@ def test_a_chain_of_calls_before_a_loop_may_be_of_any_length() -> None:
         return mem
 
     x = torch.rand(9, 2, 3)
-    torch.testing.assert_close(snnfast.compile(loop, by="recording")(x), loop(x))
-    (report,) = snnfast.explain(loop, x, by="recording").graphs
+    torch.testing.assert_close(snnfast.compile(loop)(x), loop(x))
+    (report,) = snnfast.explain(loop, x).graphs
     assert any("one recurrence" in line for line in report.merged)
 
 
@@ -177,7 +178,7 @@ def test_a_state_that_is_detached_from_some_step_on_has_the_gradient_of_the_step
             rec.append(mem)
         return torch.stack(rec)
 
-    compiled = [snnfast.compile(loop, by=by) for by in ("recording", "tracing")]
+    compiled = [by(loop) for by in WAYS]
     for _ in range(4):
         x = (torch.rand(6, 3, 2, dtype=torch.float64) * 1.5).requires_grad_()
         weights = torch.rand(6, 3, 2, dtype=torch.float64)

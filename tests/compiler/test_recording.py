@@ -3,7 +3,7 @@
 import copy
 import operator
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import callables
 import numpy as np
@@ -11,9 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from compiler.internals import OPERATORS, ByRecording, Form, Kinds, Recorded, Recorder, hook
-from loop_nets import Net
+from loop_nets import WAYS, Net
 from loop_ops import Saved
-from programs import PROGRAMS
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -21,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 
 import snnfast
 from benchmarks import collection
-from benchmarks.peers.ours import RECORDED
 from snnfast.surrogate.examine import recognise
 
 pytestmark = [pytest.mark.needs_extension]
@@ -107,37 +105,10 @@ def test_programs_do_what_their_loops_do_for_any_number_of_steps(name: str, monk
 
     original = Recorded.__init__
     monkeypatch.setattr(Recorded, "__init__", init)
-    assert not list(
-        collection.differences(programs[name], STEPS.get(name, (13, 9, 37, 13, 13, 13, 13)), 3, how=RECORDED)
-    )
+    assert not list(collection.differences(programs[name], STEPS.get(name, (13, 9, 37, 13, 13, 13, 13)), 3))
     plans = [plan for recorded in made for plan in recorded.plans if not isinstance(plan, str)]
     assert bool(plans) == (name not in NO_PLAN)
     assert any(plan.is_general for plan in plans) == (name not in NO_PLAN and name not in ALONE)
-
-
-LESS = {
-    "another_surrogate_each_step": "a function is one call by its class, and each step has another one",
-    "derivative_that_is_not_elementwise": "a function is one call, with its derivative",
-    "functions_that_change_an_argument": "a function is one call",
-    "functions_that_change_their_own_or_return_a_view": "a function is one call",
-    "threshold_that_begins_as_a_number": "it has seven steps and seven neurons",
-}
-"""Programs of which recording merges less than tracing, and why."""
-
-
-@pytest.mark.thorough
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.usefixtures("nothing_compiled")
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_recording_merges_what_tracing_merges(name: str) -> None:
-    program = PROGRAMS[name]
-    repeated, refused = [], []
-    for by in ("tracing", "recording"):
-        torch.manual_seed(0)
-        found = snnfast.explain(program.net(program.loop).double(), torch.rand(program.shape).double(), by=by).graphs
-        repeated.append(sum(len(g.repeated) for g in found))
-        refused.append(any(g.refused is not None for g in found))
-    assert (repeated[1] > repeated[0] or refused[1] > refused[0]) == (name in LESS)
 
 
 def test_a_number_that_is_equal_to_that_of_the_steps_is_not_one_of_steps() -> None:
@@ -184,13 +155,6 @@ def test_a_function_has_sixteen_plans_at_most() -> None:
     assert len(recorded.plans) == 16
 
 
-def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="by: expected None, 'tracing' or 'recording', got 'fast'"):
-        snnfast.compile(Net(), by="fast")
-    with pytest.raises(ValueError, match=r"dynamic: torch\.compile has no part in a loop that is recorded"):
-        snnfast.compile(Net(), by="recording", dynamic=False)
-
-
 # ---- numbers of steps that are compared: the masks of a padded batch
 
 
@@ -235,10 +199,10 @@ def _last(x: Tensor, lengths: Tensor) -> Any:
     return last
 
 
-@pytest.mark.parametrize("by", ["tracing", "recording"])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize("loop", [_where, _times, _window, _last])
-def test_a_number_of_a_step_may_be_compared(loop: Callable[..., Any], by: str) -> None:
-    compiled = snnfast.compile(loop, by=by)
+def test_a_number_of_a_step_may_be_compared(loop: Callable[..., Any], by: Any) -> None:
+    compiled = by(loop)
     for T in (9, 9, 12, 6, 30, 9):
         x, lengths = currents(T).requires_grad_(), torch.randint(1, T, (3,))
         same(loop, compiled, x, lengths)
@@ -247,11 +211,11 @@ def test_a_number_of_a_step_may_be_compared(loop: Callable[..., Any], by: str) -
             for f in (compiled, loop)
         )
         torch.testing.assert_close(*of_both)
-    explained = snnfast.explain(loop, x, lengths, by=by)
+    explained = snnfast.explain(loop, x, lengths)
     (graph,) = explained.graphs
     assert not graph.repeated
     assert any("one recurrence" in str(line) for line in graph.merged)
-    if by == "recording":
+    if by is snnfast.compile:
         assert "its graph is for any number of steps" in str(explained)
 
 
@@ -280,16 +244,16 @@ def _of_integers(x: Tensor, mask: Tensor) -> Any:
     return torch.stack(rec), v
 
 
-@pytest.mark.parametrize("by", ["tracing", "recording"])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize("loop", [_fills, _chooses, _of_integers])
-def test_a_number_of_a_step_may_be_chosen_by_a_mask(loop: Callable[..., Any], by: str) -> None:
-    compiled, mask = snnfast.compile(loop, by=by), torch.rand(3, 12) > 0.5
+def test_a_number_of_a_step_may_be_chosen_by_a_mask(loop: Callable[..., Any], by: Any) -> None:
+    compiled, mask = by(loop), torch.rand(3, 12) > 0.5
     for T in (9, 9, 12, 9):
         x = currents(T).requires_grad_()
         found, expected = compiled(x, mask), loop(x, mask)
         assert all(map(torch.equal, found, expected))
         torch.testing.assert_close(*(torch.autograd.grad(f[0].square().sum(), x) for f in (found, expected)))
-    (graph,) = snnfast.explain(loop, x, mask, by=by).graphs
+    (graph,) = snnfast.explain(loop, x, mask).graphs
     assert any("one recurrence" in str(line) for line in graph.merged)
     assert loop is _of_integers or not graph.repeated
 
@@ -303,10 +267,10 @@ def test_a_state_that_is_compared_with_the_number_of_its_step_is_not_merged() ->
             v = v - rec[-1] * 0.3
         return torch.stack(rec)
 
-    recorded = snnfast.compile(loop, by="recording")
+    recorded = snnfast.compile(loop)
     for T in (9, 12):
         same(loop, recorded, currents(T))
-    assert "a number differs from step to step" in str(snnfast.explain(loop, currents(), by="recording"))
+    assert "a number differs from step to step" in str(snnfast.explain(loop, currents()))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.float16, torch.float64])
@@ -318,7 +282,7 @@ def test_numbers_are_compared_in_the_dtype_of_the_loop(dtype: torch.dtype, facto
             rec.append(torch.where((given > t * factor)[:, None], x[t], x[t] * 2))
         return torch.stack(rec)
 
-    recorded = snnfast.compile(loop, by="recording")
+    recorded = snnfast.compile(loop)
     for T in (9, 9, 12):
         same(loop, recorded, currents(T), torch.tensor([3, 4, 200]).to(dtype))
 
@@ -460,17 +424,15 @@ def test_a_row_that_is_held_has_the_gradient_of_a_loss_that_was_recorded() -> No
     assert not any(isinstance(plan, str) for plan in recorded.plans[:1])
 
 
-@pytest.mark.parametrize("by", ["recording", "tracing"])
-def test_a_leaf_that_is_a_view_may_be_changed(
-    by: Literal["recording", "tracing"], recwarn: pytest.WarningsRecorder
-) -> None:
+@pytest.mark.parametrize("by", WAYS)
+def test_a_leaf_that_is_a_view_may_be_changed(by: Any, recwarn: pytest.WarningsRecorder) -> None:
     def loop(x: Tensor) -> Tensor:
         turned = x.transpose(0, 1)
         with torch.no_grad():
             turned.mul_(2)
         return by_hand(x) + turned.transpose(0, 1)
 
-    compiled = snnfast.compile(loop, by=by)
+    compiled = by(loop)
     for _ in range(2):
         found, expected = (f(currents(8).transpose(0, 1).requires_grad_()) for f in (compiled, loop))
         torch.testing.assert_close(found, expected)
@@ -534,7 +496,7 @@ def test_a_slice_of_one_row_has_one_at_any_number_of_steps() -> None:
         _ = [row.squeeze(0) for row in x.split(1)]
         return spk, torch.stack(rec)
 
-    recorded = snnfast.compile(loop, by="recording")
+    recorded = snnfast.compile(loop)
     for T, B in ((8, 5), (9, 2), (8, 5), (15, 2), (7, 5)):
         same(loop, recorded, torch.rand(T, B, 3))
 
@@ -566,7 +528,7 @@ def test_tensors_that_a_step_makes_have_the_sizes_of_each_call(name: str) -> Non
             out.append(make(x_t, mem, len(x)))
         return torch.stack(rec), torch.stack(out)
 
-    recorded = snnfast.compile(loop, by="recording")
+    recorded = snnfast.compile(loop)
     for T, B in ((8, 4), (8, 5), (9, 2), (8, 2), (11, 7), (12, 7), (8, 4)):
         same(loop, recorded, torch.rand(T, B, 3))
 
@@ -591,7 +553,7 @@ def test_a_hook_that_keeps_a_few_membranes_keeps_no_record() -> None:
         trace.append(outputs[1][0, :2].detach().clone())
 
     net, x, found = Net(), currents(18), []
-    for looked_at in (copy.deepcopy(net), snnfast.compile(net, by="recording")):
+    for looked_at in (copy.deepcopy(net), snnfast.compile(net)):
         looked_at.lif1.register_forward_hook(look)
         for _ in range(3):
             trace.clear()
@@ -1030,7 +992,7 @@ def test_neurons_by_hand_with_our_surrogates_are_one_recurrence(spike: Callable[
             spk = spike(mem - 1)
         return mem
 
-    (graph,) = snnfast.explain(loop, currents().requires_grad_(), by="recording").graphs
+    (graph,) = snnfast.explain(loop, currents().requires_grad_()).graphs
     assert len(graph.merged) == 1
     assert "one recurrence" in graph.merged[0]
     assert not graph.repeated
@@ -1334,7 +1296,7 @@ def test_a_function_without_a_loop_is_recorded_three_times_at_most() -> None:
 def test_nested_and_beside_torch_compile() -> None:
     inner, outer = Net(), Net()
     expected = outer(currents())[0]
-    snnfast.compile(inner, by="recording")
+    snnfast.compile(inner)
 
     def both(x: Tensor) -> Tensor:
         return inner(x)[0] + outer(x)[0]
@@ -1412,7 +1374,7 @@ def test_what_torchscript_runs_gets_values(made: Callable[[], Any]) -> None:
             rec.append(spk)
         return torch.stack(rec), mem
 
-    compiled = snnfast.compile(loop, by="recording")
+    compiled = snnfast.compile(loop)
     x = currents().requires_grad_()
     for _ in range(4):
         same(loop, compiled, x)

@@ -154,7 +154,7 @@ def test_a_number_that_is_set_to_itself_changes_nothing(slope: None) -> None:
     for _ in range(4):
         wanted = numbers(loop, Read.apply, change)
         torch.testing.assert_close(numbers(recorded, Read.apply, change), wanted)
-    notes = snnfast.explain(lambda x: loop(x, Read.apply, change), torch.rand(7, 2, 3), by="recording").notes
+    notes = snnfast.explain(lambda x: loop(x, Read.apply, change), torch.rand(7, 2, 3)).notes
     assert not any("change" in note for note in notes)
 
 
@@ -203,7 +203,7 @@ def test_a_function_that_changes_what_it_reads_does_so_as_in_the_loop() -> None:
 def test_why_is_said() -> None:
     module = REFUSED["environment"].open()
     spike = spike_whose_backward(module["read"]).apply
-    notes = snnfast.explain(lambda x: loop(x, spike), torch.rand(7, 2, 3), by="recording").notes
+    notes = snnfast.explain(lambda x: loop(x, spike), torch.rand(7, 2, 3)).notes
     assert "Spike: it reads os.environ, whose changes can't be seen" in notes
 
 

@@ -16,7 +16,6 @@ from ways_to_read import REFUSED, SEEN, undone
 
 import snnfast
 from benchmarks import collection
-from benchmarks.peers.ours import RECORDED
 
 pytestmark = pytest.mark.filterwarnings("ignore:snnfast")
 
@@ -628,7 +627,7 @@ def test_programs_of_libraries_are_replayed(name: str, counted: Counter) -> None
     """Norse's cells, SpikingJelly's and snnTorch's resets, snnTorch's own layers, and classes derived from them."""
     if name not in collection.programs():
         pytest.skip("its library is not installed")
-    assert not list(collection.differences(collection.programs()[name], 4, 3, calls=9, how=RECORDED))
+    assert not list(collection.differences(collection.programs()[name], 4, 3, calls=9))
     assert counted.replayed
 
 
@@ -794,7 +793,7 @@ def test_labels_out_of_range_raise_the_loops_error(counted: Counter) -> None:
     ],
 )
 def test_explain_tells_whether_a_call_is_replayed(begin: str, told: str) -> None:
-    notes = snnfast.explain(networks(begin)[0], batch(0), by="recording").notes
+    notes = snnfast.explain(networks(begin)[0], batch(0)).notes
     assert any(note.startswith(told) for note in notes), notes
 
 
@@ -860,14 +859,14 @@ def test_a_graph_that_fails_leaves_the_call_to_the_code(counted: Counter, monkey
     fails = [True]
     for shape in counted.last()._shapes.values():
         for call in shape.known:
-            usual = call._ran.graph
+            usual = call._again._ran.graph
 
             def graph(*inputs: Any, usual: Any = usual) -> Any:
                 if fails and fails.pop():
                     raise RuntimeError("planted")
                 return usual(*inputs)
 
-            call._ran = call._ran._replace(graph=graph)
+            call._again._ran = call._again._ran._replace(graph=graph)
     before = counted.replayed
     alike(plain, compiled, batch(5))
     assert not fails

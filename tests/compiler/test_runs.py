@@ -46,9 +46,9 @@ def test_a_loop_with_a_loop_in_each_of_its_odd_steps_runs_as_it_is_and_says_why(
         return mem
 
     x, start = torch.ones(2, 3), time.process_time()
-    torch.testing.assert_close(snnfast.compile(loop, by="recording")(x), loop(x))
+    torch.testing.assert_close(snnfast.compile(loop)(x), loop(x))
     assert time.process_time() - start < 10
-    assert any("more than 64 loops" in note for note in snnfast.explain(loop, x, by="recording").notes)
+    assert any("more than 64 loops" in note for note in snnfast.explain(loop, x).notes)
 
 
 def test_a_reset_of_all_networks_of_the_process_is_no_loop_over_time() -> None:

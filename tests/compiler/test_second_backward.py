@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from loop_nets import WAYS
 from torch import Tensor
 
 import snnfast
@@ -67,19 +68,19 @@ def gradients(function: Callable[..., Any], T: int, **options: Any) -> list[Tens
     return [t.grad for t in given if t.grad is not None]
 
 
-@pytest.mark.parametrize("by", ["recording", "tracing"])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize("loop", [on_the_same_lines, on_lines_of_their_own])
 def test_results_that_share_nothing_have_backward_passes_of_their_own(loop: Callable[..., Any], by: Any) -> None:
-    compiled = snnfast.compile(loop, by=by)
+    compiled = by(loop)
     for T in (6, 9, 9, 12):
         torch.testing.assert_close(gradients(compiled, T), gradients(loop, T))
-    said = snnfast.explain(loop, *inputs(9), by=by)
+    said = snnfast.explain(loop, *inputs(9))
     (report,) = said.graphs
     assert sum("one recurrence" in line for line in report.merged) == 2
 
 
-@pytest.mark.parametrize("by", ["recording", "tracing"])
+@pytest.mark.parametrize("by", WAYS)
 def test_results_that_share_a_call_go_back_twice_with_a_retained_graph(by: Any) -> None:
-    compiled = snnfast.compile(sharing_a_call, by=by)
+    compiled = by(sharing_a_call)
     found = gradients(compiled, 9, retain_graph=True)
     torch.testing.assert_close(found, gradients(sharing_a_call, 9))

@@ -87,7 +87,7 @@ def test_the_products_of_all_steps_are_one(layout: str, product: str, learns: bo
         check(recorded, loop, w, currents(T))
     check(recorded, loop, w, currents(9, B=3))
     check(recorded, loop, w, currents(9, B=11))
-    explained = snnfast.explain(loop, w, currents(), by="recording")
+    explained = snnfast.explain(loop, w, currents())
     (graph,) = explained.graphs
     assert not graph.repeated
     assert any("9 x snnfast.sparse_mm" in str(line) for line in graph.merged)

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from compiler.forms import tensor
+from compiler.forms import recorded, tensor
 from torch import Tensor, nn
 
 import snnfast
 from benchmarks.networks import in_loop
 from benchmarks.registry import TUTORIAL5
 from snnfast.compiler import calls
+from snnfast.compiler.aten import to_aten
 from snnfast.compiler.printing import print_graph
 from snnfast.compiler.stages import check
 
@@ -24,9 +25,7 @@ def loop(x: Tensor) -> list[Tensor]:
 
 
 def aten_graph() -> Any:
-    seen: list[Any] = []
-    torch.compile(loop, backend=lambda gm, _: seen.append(gm) or gm)(tensor(3, 2))
-    return snnfast.compiler.aten.to_aten(seen[0]).graph
+    return to_aten(recorded(loop, tensor(3, 2))).graph
 
 
 def test_a_graph_is_printed_with_short_names_and_lines() -> None:
@@ -54,11 +53,10 @@ def test_explain_keeps_the_form_after_each_stage_and_does_not_print_it() -> None
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_a_variable_logs_them_and_nothing_is_printed_without(
-    wanted: bool, monkeypatch: pytest.MonkeyPatch, reports: list[Any], caplog: pytest.LogCaptureFixture
+    wanted: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SNNFAST_LOG", "stages" if wanted else "")
-    torch.compile(loop, backend=snnfast.compiler.backend)(tensor(3, 2))
-    assert bool(reports[0].stages) == wanted
+    torch.compile(loop, backend="snnfast")(tensor(3, 2))
     assert ("after functionalize:" in caplog.text) == wanted
 
 

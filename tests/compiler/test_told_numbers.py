@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from loop_nets import WAYS
 from torch import Tensor
 
 import snnfast
@@ -25,7 +26,7 @@ def test_zeros_of_both_signs_differ_at_any_size_of_a_batch(zeros: tuple[float, .
             mem = (0.5 * mem + x_t) * zero
         return mem
 
-    compiled = snnfast.compile(loop, by="recording")
+    compiled = snnfast.compile(loop)
     for batch, zero in zip((3, 5, 4, 6), zeros, strict=True):
         x = torch.ones(7, batch, 2)
         assert_same(compiled(x, zero), loop(x, zero))
@@ -38,13 +39,13 @@ def test_a_number_that_is_not_a_number_has_one_graph_for_any_size_of_a_batch() -
             mem = torch.tanh(0.5 * mem + x_t)
         return mem.masked_fill(mem > 0.9, fill)
 
-    compiled = snnfast.compile(loop, by="recording")
+    compiled = snnfast.compile(loop)
     for batch in (3, 5, 4):
         x = torch.ones(7, batch, 2)
         torch.testing.assert_close(compiled(x, torch.nan), loop(x, torch.nan), equal_nan=True)
 
 
-@pytest.mark.parametrize("by", ["recording", "tracing"])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize("odd", [0, 3, 7])
 def test_a_zero_of_another_sign_at_one_step_stays(odd: int, by: Any) -> None:
     def loop(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +56,7 @@ def test_a_zero_of_another_sign_at_one_step_stays(odd: int, by: Any) -> None:
         return torch.stack(rec), mem
 
     x = torch.ones(8, 2, 3)
-    for found, expected in zip(snnfast.compile(loop, by=by)(x), loop(x), strict=True):
+    for found, expected in zip(by(loop)(x), loop(x), strict=True):
         assert_same(found, expected)
 
 
@@ -67,5 +68,5 @@ def test_an_index_that_a_program_tells_is_no_number_of_steps(number: int) -> Non
             mem = torch.tanh(0.5 * mem + x_t)
         return (mem + bias[number]) * number
 
-    said = snnfast.explain(loop, torch.rand(12, 2, 3), torch.rand(30, 3), by="recording")
+    said = snnfast.explain(loop, torch.rand(12, 2, 3), torch.rand(30, 3))
     assert "its graph is for any number of steps" in said.notes

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from compiler.forms import after, steps, tensor
+from loop_nets import WAYS
 from torch import Tensor
 
 import snnfast
@@ -156,10 +157,10 @@ def share(results: tuple[Any, ...]) -> list[bool]:
 
 
 @pytest.mark.needs_extension
-@pytest.mark.parametrize("by", ["recording", "tracing"])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_loop_with_states_in_one_tensor_has_its_numbers(loop: Callable[..., Any], by: str) -> None:
-    compiled = snnfast.compile(loop, by=by)  # type: ignore[call-overload]
+def test_a_loop_with_states_in_one_tensor_has_its_numbers(loop: Callable[..., Any], by: Any) -> None:
+    compiled = by(loop)
     for T, grad in itertools.product((7, 7, 9), (True, False)):
         generator = torch.Generator().manual_seed(T)
         x, state = (torch.rand(n, 2, 4, generator=generator).requires_grad_() for n in (T, 3))

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore:.*
 
 def assert_same(loop: Callable[..., Any], *args: Any, calls: int = 3) -> None:
     """A recorded function returns what the loop does, at each call."""
-    compiled = snnfast.compile(loop, by="recording")
+    compiled = snnfast.compile(loop)
     for _ in range(calls):
         found, wanted = compiled(*args), loop(*args)
         torch.testing.assert_close(found, wanted)
@@ -104,7 +104,7 @@ def test_parameters_that_numpy_changes_are_read_as_they_were_and_get_gradients()
                 weight[0] += 0.5
             return mem
 
-        f = snnfast.compile(loop, by="recording") if compiled else loop
+        f = snnfast.compile(loop) if compiled else loop
         found = []
         for _ in range(3):
             mem = f(torch.ones(6, 2, 3))
@@ -168,7 +168,7 @@ def test_large_outputs_of_our_kernels_are_our_own() -> None:
 # ---- other threads and processes
 
 
-def _look(by: str) -> Callable[[Tensor], float]:
+def _look(by: Any) -> Callable[[Tensor], float]:
     """A function that lets another thread read a tensor."""
     if by == "executor":
         pool = ThreadPoolExecutor(1)
@@ -194,7 +194,7 @@ def _look(by: str) -> Callable[[Tensor], float]:
 
 
 @pytest.mark.parametrize("by", ["queue", "executor"])
-def test_another_thread_sees_what_a_loop_has_written(by: str) -> None:
+def test_another_thread_sees_what_a_loop_has_written(by: Any) -> None:
     look = _look(by)
 
     def loop(x: Tensor) -> list[float]:
@@ -335,7 +335,7 @@ def test_a_state_that_was_read_by_name_gives_the_same_numbers_again() -> None:
             mem = mem + (torch.rand(5) - a) * x[t]
         return mem
 
-    assert snnfast.compile(loop, by="recording")(torch.ones(6, 5)).abs().max() == 0
+    assert snnfast.compile(loop)(torch.ones(6, 5)).abs().max() == 0
 
 
 def test_draws_leave_the_generator_as_after_draws_from_the_programs_seed() -> None:
@@ -345,7 +345,7 @@ def test_draws_leave_the_generator_as_after_draws_from_the_programs_seed() -> No
             _, mem = lif(x[t] * torch.rand(4), mem)
         return mem
 
-    compiled, states = snnfast.compile(loop, by="recording"), []
+    compiled, states = snnfast.compile(loop), []
     compiled(torch.ones(6, 4))
     for _ in range(3):
         torch.manual_seed(3)
@@ -417,7 +417,7 @@ def test_a_state_of_inference_mode_may_begin_a_call_that_trains() -> None:
             rec.append(spk)
         return torch.stack(rec), mem
 
-    compiled, grads = snnfast.compile(loop, by="recording"), []
+    compiled, grads = snnfast.compile(loop), []
     for f in (loop, compiled):
         with torch.inference_mode():
             _, mem = f(torch.ones(6, 2, 3), torch.zeros(2, 3))
@@ -441,7 +441,7 @@ def test_weak_references_die_with_their_tensors() -> None:
             rec.append(mem * memo[mem])
         return torch.stack(rec), refs
 
-    compiled, memo, ours = snnfast.compile(loop, by="recording"), WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+    compiled, memo, ours = snnfast.compile(loop), WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
     for call in range(4):
         x = torch.ones(4 + call, 2)
         (wanted, _), (found, refs) = loop(x, memo), compiled(x, ours)
@@ -514,7 +514,7 @@ def outcome(f: Callable[..., Any], *args: Any) -> Any:
 
 
 def test_after_an_error_that_the_caller_catches_a_network_goes_on_as_its_loop() -> None:
-    loop, net = Sums(), snnfast.compile(Sums(), by="recording")
+    loop, net = Sums(), snnfast.compile(Sums())
     x, good = torch.ones(6, 2, 5), torch.zeros(6, 2, dtype=torch.long)
     corrupt, padded = good.clone(), good.clone()
     corrupt[3, 1], padded[4, 0] = 7, -1
@@ -592,7 +592,7 @@ def test_an_error_that_no_try_catches_is_the_loops() -> None:
         return mem
 
     x, good = torch.ones(6, 3), torch.zeros(6, dtype=torch.long)
-    compiled = snnfast.compile(loop, by="recording")
+    compiled = snnfast.compile(loop)
     for i in (good, good, good + 5, good):
         assert outcome(lambda i=i: compiled(x, i).sum()) == outcome(lambda i=i: loop(x, i).sum())
 
@@ -621,7 +621,7 @@ def test_a_state_that_was_not_computed_says_so() -> None:
                 self.mem = 0.9 * self.mem + checked(x[t] * scale)
             return self.mem * 1
 
-    net = snnfast.compile(Net(), by="recording")
+    net = snnfast.compile(Net())
     net(torch.ones(6, 3), 1.0)
     with pytest.raises(IndexError, match="a number is out of range"):
         net(torch.ones(6, 3), 9.0)
@@ -642,7 +642,7 @@ def test_buffers_and_random_numbers_are_the_loops_after_a_graph_that_fails() -> 
                 _, mem = lif(norm(x[t]) + F.dropout(x[t], 0.5) * 0, mem)
             return mem + checked(x[0] * scale)
 
-        f = snnfast.compile(loop, by="recording") if compiled else loop
+        f = snnfast.compile(loop) if compiled else loop
         found: list[Any] = []
         x = torch.arange(36.0).view(6, 2, 3) / 36
         for scale in (1.0, 1.0, 200.0, 1.0):
@@ -676,7 +676,7 @@ def test_what_was_written_to_is_the_loops_after_a_graph_that_fails(write: Callab
                 _, mem = lif(F.dropout(x[t], 0.5) * 0 + w[0], mem)
             return checked(mem * 0 + scale)
 
-        f = snnfast.compile(loop, by="recording") if compiled else loop
+        f = snnfast.compile(loop) if compiled else loop
         for scale in (1.0, 1.0, 200.0, 1.0):
             found += [outcome(lambda scale=scale: f(torch.tensor(scale)).sum()), w.clone()]
         return found
@@ -694,7 +694,7 @@ def test_whole_numbers_that_a_call_is_known_to_give_need_no_check() -> None:
             rec.append(torch.zeros(2, 5).scatter(1, mem.argmax(1, keepdim=True), 1.0) + spk)
         return torch.stack(rec)
 
-    compiled = snnfast.compile(loop, by="recording")
+    compiled = snnfast.compile(loop)
     x = torch.rand(6, 2, 5)
     torch.testing.assert_close(compiled(x), loop(x))
     assert "scatter" in str(snnfast.explain(loop, x))
@@ -726,7 +726,7 @@ def test_an_index_that_the_loop_changes_is_checked_where_it_is_read() -> None:
                 bad.append(t)
         return mem, bad
 
-    compiled = snnfast.compile(loop, by="recording")
+    compiled = snnfast.compile(loop)
     for _ in range(3):
         found, wanted = (f(torch.ones(6, 3), torch.zeros(6, dtype=torch.long)) for f in (compiled, loop))
         torch.testing.assert_close(found, wanted)
@@ -758,7 +758,7 @@ def test_a_stream_without_gradients_is_not_kept() -> None:
                     frame = torch.ones(1 << 18)
                 yield frame
 
-    compiled = snnfast.compile(loop, by="recording")
+    compiled = snnfast.compile(loop)
     with torch.no_grad():
         found, most = compiled(Stream())
         held.clear()
@@ -796,7 +796,7 @@ def test_numbers_and_shapes_that_change_leave_no_more_memory() -> None:
             _, mem = layer(torch.clamp(torch.tanh(x[t] * scale), -scale, scale), mem)
         return mem
 
-    compiled, marks = snnfast.compile(loop, by="recording"), []
+    compiled, marks = snnfast.compile(loop), []
     for i in range(1200):
         compiled(torch.ones(4 + i % 3, 2, 3 + i % 40), 1.0 + i * 1e-4)
         if i % 300 == 299:
@@ -832,7 +832,7 @@ def test_a_change_of_a_view_lets_all_of_its_base_require_a_gradient(write: str) 
             rec.append(spk)
         return torch.stack(rec), filled.requires_grad
 
-    compiled, x, found = snnfast.compile(loop, by="recording"), torch.rand(3, 2, dtype=torch.float64) + 0.3, []
+    compiled, x, found = snnfast.compile(loop), torch.rand(3, 2, dtype=torch.float64) + 0.3, []
     for f in (loop, compiled, compiled):
         x.requires_grad_()
         spk, requires = f(x)

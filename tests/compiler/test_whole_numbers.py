@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from loop_nets import WAYS
 from loop_ops import Masked
 from torch import Tensor
 
@@ -47,9 +48,9 @@ GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def check(loop: Callable[..., Any], by: str, dtype: torch.dtype, *inputs: Any) -> None:
-    compiled = snnfast.compile(loop, by=by)
-    for T in (9, 9, 12) if by == "recording" else (9,):
+def check(loop: Callable[..., Any], by: Any, dtype: torch.dtype, *inputs: Any) -> None:
+    compiled = by(loop)
+    for T in (9, 9, 12) if by is snnfast.compile else (9,):
         x = (torch.rand(T, 4, 5, generator=torch.Generator().manual_seed(T)) * 2).to(dtype).requires_grad_()
         left = []
         for function in (compiled, loop):
@@ -65,18 +66,19 @@ def check(loop: Callable[..., Any], by: str, dtype: torch.dtype, *inputs: Any) -
         (gate, count, whole, dtype, by)
         for i, (gate, count) in enumerate([("where", c) for c in COUNTS] + [(g, "where") for g in GATES])
         for whole, dtype, by in [
-            (torch.int64, torch.float32, "recording") if i % 2 else (torch.int32, torch.float64, "tracing")
+            (torch.int64, torch.float32, WAYS[0]) if i % 2 else (torch.int32, torch.float64, WAYS[1])
         ]
     ],
 )
-def test_a_counter_is_a_state(gate: str, count: str, whole: torch.dtype, dtype: torch.dtype, by: str) -> None:
+def test_a_counter_is_a_state(gate: str, count: str, whole: torch.dtype, dtype: torch.dtype, by: Any) -> None:
     def loop(x: Tensor) -> Any:
         return _neuron(x, torch.zeros(x.shape[1:], dtype=whole), GATES[gate], COUNTS[count])
 
     check(loop, by, dtype)
-    (graph,) = snnfast.explain(loop, torch.rand(9, 4, 5, dtype=dtype), by=by).graphs
-    assert any("one recurrence" in str(line) for line in graph.merged)
-    assert not graph.repeated
+    if count != "negative":  # whose first step is apart
+        (graph,) = snnfast.explain(loop, torch.rand(9, 4, 5, dtype=dtype)).graphs
+        assert any("one recurrence" in str(line) for line in graph.merged)
+        assert not graph.repeated
 
 
 LARGE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -91,14 +93,14 @@ LARGE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("by", ["tracing", "recording"])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize("count", LARGE)
-def test_numbers_that_may_become_large_are_as_in_the_loop(count: str, by: str) -> None:
+def test_numbers_that_may_become_large_are_as_in_the_loop(count: str, by: Any) -> None:
     def loop(x: Tensor) -> Any:
         return _neuron(x, torch.zeros(x.shape[1:], dtype=torch.int64), _gated, LARGE[count])
 
     check(loop, by, torch.float32)
-    (graph,) = snnfast.explain(loop, torch.rand(9, 4, 5), by=by).graphs
+    (graph,) = snnfast.explain(loop, torch.rand(9, 4, 5)).graphs
     assert not any("one recurrence" in str(line) for line in graph.merged)
 
 
@@ -108,12 +110,12 @@ def test_a_counter_of_the_caller_or_of_few_bits_is_as_in_the_loop(start: Tensor)
     def loop(x: Tensor, given: Tensor) -> Any:
         return _neuron(x, given, _gated, lambda r, s: r - (s > 0).to(r.dtype))
 
-    check(loop, "recording", torch.float32, start)
+    check(loop, snnfast.compile, torch.float32, start)
 
 
-@pytest.mark.parametrize("by", ["tracing", "recording"])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize("start", [0, 3, 2**30 + 1])
-def test_a_counter_may_begin_as_a_number(start: int, by: str) -> None:
+def test_a_counter_may_begin_as_a_number(start: int, by: Any) -> None:
     def loop(x: Tensor) -> Any:
         v, r, rec = torch.zeros_like(x[0]), start, []
         for x_t in x:

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from compiler.forms import recorded
+from loop_nets import WAYS
 from torch import Tensor
 from torch.fx import Graph
 
-import snnfast
 from snnfast.compiler import passes
 from snnfast.compiler.aten import to_aten
 from snnfast.compiler.calls import changed
 from snnfast.compiler.memory import Memory, erase_unread, take_place
-from snnfast.compiler.tracing import tracing
 
 # Where calls are removed: by the two functions of all rewrites, by what removes dead calls and asks for effects, and
 # in places that remove no call of the loop: switches of grad mode, and calls in the bodies of functions.
-ERASE = {"memory.py": 2, "passes/dead.py": 1, "facts.py": 1, "aten.py": 2, "functions.py": 2}
+ERASE = {"memory.py": 2, "passes/dead.py": 1, "facts.py": 1, "aten.py": 2, "backend.py": 3}
 
 
 def test_rewrites_remove_calls_by_functions_that_ask_for_effects_alone() -> None:
@@ -91,22 +91,12 @@ def loop_with(write: Callable[[Tensor, Tensor, Tensor], None], at_each_step: boo
 @pytest.mark.parametrize("at_each_step", [False, True])
 @pytest.mark.parametrize("write", WRITES)
 def test_each_pass_keeps_the_writes_to_a_buffer(write: Callable[..., None], at_each_step: bool) -> None:
-    torch._dynamo.reset()  # it compiles one line so many times only
-    ran = []
-
-    def backend(gm: torch.fx.GraphModule, _: Any) -> Any:
-        graph = to_aten(gm).graph
-        before = writes(graph)
-        assert before
-        for rewrite in passes.PASSES:
-            rewrite.run(graph)
-            assert writes(graph) == before, rewrite.__name__
-            ran.append(rewrite)
-        return gm
-
-    with tracing:
-        torch.compile(loop_with(write, at_each_step), backend=backend)(torch.rand(4, 2, 3), torch.zeros(2, 2, 3))
-    assert ran == list(passes.PASSES)
+    graph = to_aten(recorded(loop_with(write, at_each_step), torch.rand(4, 2, 3), torch.zeros(2, 2, 3))).graph
+    before = writes(graph)
+    assert before
+    for rewrite in passes.PASSES:
+        rewrite.run(graph)
+        assert writes(graph) == before, rewrite.__name__
 
 
 def writes(graph: Graph) -> int:
@@ -116,14 +106,14 @@ def writes(graph: Graph) -> int:
 
 
 @pytest.mark.needs_extension
-@pytest.mark.parametrize("by", ["recording", "tracing"])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize("at_each_step", [False, True])
 @pytest.mark.parametrize("write", WRITES)
 def test_a_compiled_loop_writes_to_a_buffer_as_the_loop_does(
-    write: Callable[..., None], at_each_step: bool, by: str
+    write: Callable[..., None], at_each_step: bool, by: Any
 ) -> None:
     loop = loop_with(write, at_each_step)
-    compiled = snnfast.compile(loop, by=by)  # type: ignore[call-overload]
+    compiled = by(loop)
     for grad in (True, True, False):
         x = torch.rand(7, 2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_(grad)
         found, expected = torch.zeros(2, 2, 3), torch.zeros(2, 2, 3)

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_all_bits_equal, emulated_if_thorough, gradients_of
-from loop_nets import by_tracing, explain_tracing
 from loop_ops import Masked
 from multistep_checks import Loop
 from torch import Tensor, nn
@@ -334,10 +333,8 @@ def test_in_compiled_code(nothing_compiled: None) -> None:
         assert torch.equal(by_loop, unroll(fc(x)))
     with warnings.catch_warnings(action="ignore"):
         for function, found in ((net, by_loop), (lambda x: lif.unroll(fc(x))[0], by_loop)):
-            report = str(explain_tracing(function, x))
-            # torch 2.11 knows the line of a call alone, and one line copies all arguments.
-            assert "one recurrence" in report or torch.__version__.startswith("2.11")
-            result = by_tracing(function)(x)
+            assert "one recurrence" in str(snnfast.explain(function, x))
+            result = torch.compile(function, backend="snnfast")(x)
             torch.testing.assert_close(result[0] if isinstance(result, tuple) else result, found)
 
 

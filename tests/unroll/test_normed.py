@@ -521,7 +521,7 @@ def test_connected_neurons_behind_a_norm_with_a_learned_decay() -> None:
                 spk, syn, mem = lif(norms[t](x[t]), spk, syn, mem)
             return mem
 
-        run = snnfast.compile(loop, by="recording") if compiled else loop
+        run = snnfast.compile(loop) if compiled else loop
         mem: Tensor = run(torch.rand(2, 5, 4, dtype=torch.float64))
         return mem
 

@@ -88,11 +88,11 @@ class PartlyUsed(Unrolled):
 FINDS = partial(DistributedDataParallel, find_unused_parameters=True)
 FINDING: dict[str, Callable[[nn.Module], nn.Module]] = {
     "unroll": FINDS,
-    "recorded inside": lambda net: FINDS(snnfast.compile(net, by="recording")),
-    "recorded around": lambda net: snnfast.compile(FINDS(net), by="recording"),
-    "traced inside": lambda net: FINDS(snnfast.compile(net, by="tracing")),
-    "traced around": lambda net: snnfast.compile(FINDS(net), by="tracing"),
-    "static graph": lambda net: snnfast.compile(DistributedDataParallel(net, static_graph=True), by="recording"),
+    "recorded inside": lambda net: FINDS(snnfast.compile(net)),
+    "recorded around": lambda net: snnfast.compile(FINDS(net)),
+    "torch.compile inside": lambda net: FINDS(torch.compile(net, backend="snnfast")),
+    "torch.compile around": lambda net: torch.compile(FINDS(net), backend="snnfast"),
+    "static graph": lambda net: snnfast.compile(DistributedDataParallel(net, static_graph=True)),
 }
 """Ways to train a network with a layer that is never called."""
 

@@ -11,7 +11,6 @@ from torch.fx import Graph
 from snnfast._core.products import linear, matmul
 from snnfast._core.pytorch import transforms_are_active
 from snnfast._images.batch_norm import in_any_order
-from snnfast._images.choice import NODES
 from snnfast._images.conv2d import conv2d
 from snnfast._images.pool2d import avg_pool2d, max_pool2d
 from snnfast.compiler.calls import aten
@@ -38,8 +37,6 @@ _OURS |= dict.fromkeys((F.linear, aten.linear.default), linear)
 _OURS |= dict.fromkeys((torch.matmul, torch.mm, aten.matmul.default, aten.mm.default), matmul)
 _OURS |= dict.fromkeys((torch.bernoulli, aten.bernoulli.default), bernoulli)
 _OURS[aten.batch_norm.default] = in_any_order
-for _op, _function in NODES.items():
-    _OURS |= {_op: _function, _op.default: _function}
 
 
 def use_kernels(graph: Graph) -> None:

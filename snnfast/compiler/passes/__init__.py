@@ -5,8 +5,6 @@ from collections.abc import Callable
 from torch.fx import Graph
 
 from snnfast.compiler.passes import (
-    asserts,
-    bodies,
     concat,
     connections,
     counts,
@@ -21,7 +19,7 @@ from snnfast.compiler.passes import (
 )
 
 PASSES = (
-    functionalize, pairs, unstack, idempotent, bodies, repeats, cse, counts, asserts, connections, concat, gates, dead
+    functionalize, pairs, unstack, idempotent, repeats, cse, counts, connections, concat, gates, dead
 )  # fmt: skip
 """In this order: calls are compared once nothing is changed in place, and removed when nothing needs them."""
 

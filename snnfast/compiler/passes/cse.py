@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
 from snnfast.compiler.calls import as_leaf, has_effect, is_random, is_step, literal, module_of, value
-from snnfast.compiler.functions import body_key
 from snnfast.compiler.memory import Memory, take_place
 
 
@@ -28,12 +27,10 @@ def run(graph: Graph) -> None:
             continue
         found = value(node)
         key: Any
-        body = module_of(node)
-        if isinstance(body, GraphModule):
-            key = "body", body_key(body)
-        elif isinstance(body, Tensor) and body.numel() == 1 and not memory.is_written(node):
-            key = "number", body.dtype, body.shape, body.device, repr(body.item())
-        elif isinstance(found, int | torch.SymInt | torch.Size):
+        held = module_of(node)
+        if isinstance(held, Tensor) and held.numel() == 1 and not memory.is_written(node):
+            key = "number", held.dtype, held.shape, held.device, repr(held.item())
+        elif isinstance(found, int | torch.Size):
             key = "size", str(found)
         elif has_effect(node) or is_random(node) or is_step(node.target) or node.target is as_leaf:
             continue  # each leaf has a gradient of its own

@@ -5,7 +5,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,20 +23,20 @@ from snnfast._core.pytorch import (
     transforms_are_active,
 )
 from snnfast.compiler import stages, verify
-from snnfast.compiler.backend import merge
 from snnfast.compiler.errors import RefusedError
+from snnfast.compiler.merge import explained
 from snnfast.compiler.recording.ahead import Ahead
 from snnfast.compiler.recording.changes import Changes
 from snnfast.compiler.recording.form import Form, UnknownFormError
 from snnfast.compiler.recording.functions import hook
 from snnfast.compiler.recording.kinds import Kinds
-from snnfast.compiler.recording.lines import Lines
+from snnfast.compiler.recording.lines import Lines, lines_of
 from snnfast.compiler.recording.modes import modes
 from snnfast.compiler.recording.plans import Plan, plan_for_any_steps, plan_for_its_steps, write
 from snnfast.compiler.recording.recorder import Recorder
-from snnfast.compiler.recording.replay import Attempt, Replays
+from snnfast.compiler.recording.replay import Ran, Replays
 from snnfast.compiler.recording.twins import Told, Twins
-from snnfast.compiler.report import ITS_STEPS_ALONE, Explanation, unrolls_of
+from snnfast.compiler.report import ITS_STEPS_ALONE, Explanation
 
 _MOST_FORMS = 16
 """So many forms are kept."""
@@ -56,7 +57,7 @@ class _NoPlan(NamedTuple):
     """Why a form has no plan.
 
     Attributes:
-        is_refused: Tracing it would not help.
+        is_refused: Nothing of it is merged, for any number of steps.
     """
 
     reason: str
@@ -121,6 +122,22 @@ class _Known:
         return form
 
 
+class Observer(Protocol):
+    """An object that is told of a call that is recorded, and may make it again."""
+
+    def look(self, is_explained: bool) -> None:
+        """The call begins."""
+
+    def watched(self) -> contextlib.AbstractContextManager[Any]:
+        """A context for the call."""
+
+    def end(self, result: list[Any], recorder: Recorder) -> None:
+        """The function has returned, and what was recorded has not run yet."""
+
+    def keep(self, ran: Ran | None) -> None:
+        """The record has run; ``None``: not by one plan alone."""
+
+
 class Recorded:
     """A function whose calls are recorded, with the plans of what was recorded.
 
@@ -128,13 +145,20 @@ class Recorded:
         function: It is called at every call that is not known.
         name: Its name in messages.
         replays: Whether calls that are known run without it.
+        lines: Tells the lines of the program that a frame runs.
 
     Attributes:
         makes: Whether graphs may be made.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str, replays: bool = False) -> None:
-        self._function, self._name, self._replays = function, name, replays
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        replays: bool = False,
+        lines: Callable[[FrameType | None], Lines] = lines_of,
+    ) -> None:
+        self._function, self._name, self._replays, self._lines = function, name, replays, lines
         self.makes = True
         self._known: dict[Any, _Known] = {}
         self._learns = {True: True, False: True}  # the next call, with gradients or without, writes its lines down
@@ -146,7 +170,7 @@ class Recorded:
         plans = [plan for known in self._known.values() for plan in known.plans.values()]
         return [plan.reason if isinstance(plan, _NoPlan) else plan for plan in plans]
 
-    def explain(self, *args: Any, **kwargs: Any) -> tuple[Explanation, Recorder]:
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """Make one call. Returns what was recorded and what becomes of it."""
         self._explained = Explanation([])
         try:
@@ -164,16 +188,13 @@ class Recorded:
                 self._explained.notes.append(
                     f"your code runs at each call: {why}" if why else "a call like it runs without your code"
                 )
-            return self._explained, recorder
+            return self._explained
         finally:
             self._explained = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Recorder | None]:
         """Call the function. Returns its result, and what recorded it; ``None``: it is a call that is known."""
-        surroundings = modes(), torch.get_default_dtype(), torch.get_default_device()
-        known = self._known.get(surroundings)
-        if known is None:
-            known = self._known[surroundings] = _Known(self._function)
+        known = self._known_here()
         attempt = None
         if (self._replays or self._explained is not None) and not verify.is_wanted():
             attempt = known.replays.begin(args, kwargs)
@@ -181,30 +202,41 @@ class Recorded:
             return found[0], None
         return self._record(known, attempt, args, kwargs)
 
-    def _record(self, known: _Known, attempt: Attempt | None, args: Any, kwargs: Any) -> tuple[Any, Recorder]:
+    def record(self, observer: "Observer", args: Any) -> tuple[Any, Recorder]:
+        """Call the function, though the call may be known. Returns its result, and what recorded it."""
+        return self._record(self._known_here(), observer, args, {})
+
+    def _known_here(self) -> _Known:
+        surroundings = modes(), torch.get_default_dtype(), torch.get_default_device()
+        known = self._known.get(surroundings)
+        if known is None:
+            known = self._known[surroundings] = _Known(self._function)
+        return known
+
+    def _record(self, known: _Known, observer: "Observer | None", args: Any, kwargs: Any) -> tuple[Any, Recorder]:
         known.kinds.trim()
         grad = torch.is_grad_enabled()
         learns = self._learns[grad] or self._explained is not None or verify.is_wanted()
         self._learns[grad] = False
         ahead = known.ahead[grad]
-        recorder = Recorder(known.kinds, lambda recorder, alive: self._run(known, recorder, alive), learns, ahead)
-        if attempt is not None:
-            known.replays.look(attempt)
-            attempt.is_watched |= self._explained is not None
+        run = lambda recorder, alive: self._run(known, recorder, alive)  # noqa: E731
+        recorder = Recorder(known.kinds, run, learns, ahead, self._lines)
+        if observer is not None:
+            observer.look(self._explained is not None)
         with hook:
             try:
-                with recorder, contextlib.nullcontext() if attempt is None else attempt.watched():
+                with recorder, contextlib.nullcontext() if observer is None else observer.watched():
                     result = [run_recorded(self._function, args, kwargs)]
             except BaseException:
                 recorder.flush()  # buffers and random numbers are as the loop leaves them
                 raise
-            if attempt is not None:
-                attempt.end(result, recorder)
+            if observer is not None:
+                observer.end(result, recorder)
             recorder.is_over = True
             recorder.flush(as_it_stands=False)
         ran, recorder.ran, recorder.constants = recorder.ran, None, {}  # spare results hold the recorder
-        if attempt is not None:
-            attempt.keep(ran)
+        if observer is not None:
+            observer.keep(ran)
         self._learns[grad] = recorder.asks_again
         return result[0], recorder
 
@@ -251,9 +283,8 @@ class Recorded:
         recorder.making += time.perf_counter() - start
         if isinstance(plan, _NoPlan):
             recorder.reasons.append(plan.reason)
-            recorder.is_refused |= plan.is_refused and recorder.is_whole
             return None
-        graph = plan.graph_of(form)
+        graph: Callable[..., list[Tensor]] = plan.graph_of(form)
         if verify.is_wanted():
             loop = write(form, form.steps, known.kinds, recorder.lines)
             graph = verify.verified(loop, graph, plan.report)
@@ -274,15 +305,14 @@ class Recorded:
         if not self.makes:
             recorder.is_denied = True
             return _NoPlan("its graphs have cost more than its calls can pay for")
-        # A graph that may be for this call alone is made when it comes again. Tracing is for one number of steps, too.
+        # A graph that may be for this call alone is made when it comes again.
         alone = family or next((other for other in known.families.values() if other.is_like(form)), None)
-        varies = alone is not None and form.steps != alone.first.steps
         if len({id(plan.graph) for plan in known.plans.values() if isinstance(plan, Plan)}) >= _MOST_PLANS:
-            return _NoPlan(f"there are {_MOST_PLANS} graphs of it already", is_refused=varies)
+            return _NoPlan(f"there are {_MOST_PLANS} graphs of it already")
         twins = None if family is None else self._twins(form, family)
         if alone is not None and twins is None and (key := keys[not alone.any_steps]) not in known.seen:
             _enter(known.seen, key, None)
-            return _NoPlan(f"another call like it needs a graph of its own: {alone.limits}", is_refused=varies)
+            return _NoPlan(f"another call like it needs a graph of its own: {alone.limits}")
         if not recorder.learns:
             recorder.asks_again = True
             return _NoPlan("not seen before: the next call asks for its lines")
@@ -327,8 +357,7 @@ class Recorded:
         loops = ", ".join(f"{run.steps} x {run.period}" for run in form.runs) or "none"
         self._explained.notes.append(f"recorded {len(form.kinds)} calls; in loops, steps x calls: {loops}")
         try:
-            graph = write(form, form.steps, known.kinds, recorder.lines)
-            _, report = merge(graph, unrolls_of(graph))
+            report = explained(write(form, form.steps, known.kinds, recorder.lines))
         except UnknownFormError as error:
             self._explained.notes.append(str(error))
             return

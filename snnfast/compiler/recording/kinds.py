@@ -280,7 +280,7 @@ class Kinds(dict[Any, Kind]):
         seen.look_at(func, given, named)
         kind.draws, kind.raises = seen.draws, seen.raises
         for t, *numbers in seen.takes:
-            if (at := storage_of(t)) in memory and t.dtype == fakes[memory.index(at)].dtype:
+            if (at := seen.memory_of(t)) in memory and t.dtype == fakes[memory.index(at)].dtype:
                 kind.takes += ((memory.index(at), *numbers),)
             else:
                 kind.raises = True  # an index that the function computes

@@ -2,8 +2,11 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+
+from snnfast.compiler.context import BLOCKS, ENTER_AUTOCAST, ENTER_INFERENCE
 
 Modes = tuple[bool, tuple[tuple[str, torch.dtype], ...]]
 """Whether inference mode is on, and the devices with autocast and its dtypes."""
@@ -31,11 +34,19 @@ def entered(grad: bool, wanted: Modes | None, ambient: Modes) -> Iterator[None]:
             yield
         return
     with contextlib.ExitStack() as stack:
-        if wanted[0] != ambient[0]:
-            stack.enter_context(torch.inference_mode(wanted[0]))
-        for device in _DEVICES:
-            now, before = dict(wanted[1]).get(device), dict(ambient[1]).get(device)
-            if now != before:
-                stack.enter_context(torch.autocast(device, now, enabled=now is not None))
+        for enter, given in blocks_between(ambient, wanted):
+            stack.callback(BLOCKS[enter], enter(*given))
         stack.enter_context(torch.set_grad_enabled(grad))
         yield
+
+
+def blocks_between(ambient: Modes, wanted: Modes) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The blocks that lead from the ambient modes to others: how each is entered, and with what."""
+    found: list[tuple[Any, tuple[Any, ...]]] = []
+    if wanted[0] != ambient[0]:
+        found.append((ENTER_INFERENCE, (wanted[0],)))
+    for device in _DEVICES:
+        now, before = dict(wanted[1]).get(device), dict(ambient[1]).get(device)
+        if now != before:
+            found.append((ENTER_AUTOCAST, (device, now, now is not None, torch.is_autocast_cache_enabled())))
+    return found

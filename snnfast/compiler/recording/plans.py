@@ -1,7 +1,7 @@
 """The graph of a form, and what runs it for any number of steps."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from snnfast.compiler.any_steps import AnySteps
-from snnfast.compiler.backend import ForAnySteps, for_any_steps
+from snnfast.compiler.any_steps import AnySteps, ForItsSteps
 from snnfast.compiler.calls import is_step
+from snnfast.compiler.context import BLOCKS
 from snnfast.compiler.errors import RefusedError
+from snnfast.compiler.merge import ForAnySteps, for_any_steps
 from snnfast.compiler.recording.form import (
     Constant,
     Counted,
@@ -29,6 +30,7 @@ from snnfast.compiler.recording.form import (
 )
 from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, quiet
 from snnfast.compiler.recording.lines import Lines
+from snnfast.compiler.recording.modes import Modes, blocks_between, modes
 from snnfast.compiler.report import GraphReport
 
 _FIRST = 6
@@ -69,11 +71,10 @@ class Plan(NamedTuple):
         """Whether it is for any number of steps."""
         return any(isinstance(size, Size) and size.run < self.loops for size in self.sizes)
 
-    def graph_of(self, form: Form) -> Callable[..., list[Tensor]]:
+    def graph_of(self, form: Form) -> ForItsSteps:
         """A function that runs a record of this form on what it is given."""
         numbers = [*form.steps, *self.batch]
-        steps = [size.at(numbers) if type(size) is Size else size for size in self.sizes]
-        return lambda *inputs: self.graph(steps, inputs)
+        return ForItsSteps(self.graph, [size.at(numbers) if type(size) is Size else size for size in self.sizes])
 
 
 def plan_for_any_steps(form: Form, kinds: Kinds, lines: Sequence[Lines]) -> Plan:
@@ -168,7 +169,7 @@ def _size(a: int, b: int, steps: Sequence[int], more: Sequence[int]) -> Size | N
 
 
 def write(form: Form, steps: Sequence[int], kinds: Kinds, lines: Sequence[Lines], grow: bool = False) -> GraphModule:
-    """A form as the graph that ``torch.compile`` would make of so many steps.
+    """A form as the graph of all calls of so many steps.
 
     ``grow``: results of neuron layers and functions outside of the loop have rows for its steps.
 
@@ -179,7 +180,7 @@ def write(form: Form, steps: Sequence[int], kinds: Kinds, lines: Sequence[Lines]
 
 
 class _Writer:
-    """Writes a form as the graph that ``torch.compile`` would make of so many steps."""
+    """Writes a form as the graph of all calls of so many steps."""
 
     def __init__(
         self, form: Form, steps: Sequence[int], kinds: Kinds, lines: Sequence[Lines], grow: bool = False
@@ -192,6 +193,8 @@ class _Writer:
         self._root = nn.Module()
         self._inputs = [self._input(i, n) for i, n in enumerate(form.inputs)]
         self._grad = torch.is_grad_enabled()
+        self._ambient = self._modes = modes()
+        self._entered: list[tuple[Any, Node]] = []
         self._write()
         self._switch(torch.is_grad_enabled(), None)
         self._graph.output(tuple(self._entries(form.outputs, None, 0)))
@@ -244,7 +247,7 @@ class _Writer:
         lines = self._lines[number]
         if number not in form.apart:  # else calls of one place would be taken for steps
             node.meta["stack_trace"] = lines.trace
-        node.meta["nn_module_stack"] = dict.fromkeys(lines.modules)
+        node.meta["modules"] = lines.modules
         self._kinds_of[node] = kind
         if getattr(func, "computes", None) is not None or _is_op(func) or func in (torch.zeros, torch.ones):
             likes = form.results_at(place, self._steps, grows)
@@ -259,13 +262,19 @@ class _Writer:
                 )
         return node
 
-    def _switch(self, grad: bool, modes: Any) -> None:
-        """Enter the modes of a call."""
-        if modes is not None:
-            raise UnknownFormError("autocast or inference mode inside of the call")
-        if grad is not self._grad:
-            self._graph.call_function(torch._C._set_grad_enabled, (grad,))
-            self._grad = grad
+    def _switch(self, grad: bool, wanted: Modes | None) -> None:
+        """Enter the modes of a call; ``None``: those around the record."""
+        wanted = wanted or self._ambient
+        if wanted != self._modes:
+            for leave, entered in reversed(self._entered):
+                self._graph.call_function(leave, (entered,))
+            blocks = blocks_between(self._ambient, wanted)
+            self._entered = [(BLOCKS[enter], self._graph.call_function(enter, given)) for enter, given in blocks]
+            self._modes = wanted
+        elif grad is self._grad:
+            return
+        self._graph.call_function(torch._C._set_grad_enabled, (grad,))
+        self._grad = grad
 
     # ---- arguments
 

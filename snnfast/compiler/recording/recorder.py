@@ -161,6 +161,7 @@ class Recorder(TorchFunctionMode):
         run: Runs what was recorded, and returns the results that are asked for, or ``None`` if it can't.
         learns: Whether it writes down the lines of the calls.
         ahead: The records of calls that read values; ``None``: each of these ends the record.
+        lines: Tells the lines of the program that a frame runs.
     """
 
     def __init__(
@@ -169,15 +170,15 @@ class Recorder(TorchFunctionMode):
         run: Callable[["Recorder", list[int]], list[Tensor] | None],
         learns: bool = True,
         ahead: Ahead | None = None,
+        lines: Callable[[FrameType | None], Lines] = lines_of,
     ) -> None:
         super().__init__()
-        self._known, self._run, self._ahead = kinds, run, ahead
+        self._known, self._run, self._ahead, self._lines_of = kinds, run, ahead, lines
         self._spare = kinds.spare
         self.records, self._runs = True, False
         self.is_paused = self.is_forked = False  # calls are made at once: see ``settle``
         self._dtype = torch.get_default_dtype()
         self.reasons: list[str] = []  # why calls were made that could not wait, or had no plan
-        self.is_refused = False  # tracing it would not help
         self.asks_again = False  # the next call shows whether there is a plan
         self.is_denied = False  # it needs a graph that may not be made
         self.graphs, self.making = 0, 0.0  # so many graphs were made, also in vain, in so many seconds
@@ -355,7 +356,6 @@ class Recorder(TorchFunctionMode):
         if saved_tensors_are_hooked():
             with unhooked():
                 self.flush()
-            self.is_refused = True
             raise NeedsValueError("hooks of saved tensors, such as those of a checkpoint")
 
     def step(
@@ -412,7 +412,6 @@ class Recorder(TorchFunctionMode):
         try:
             self._refuse_hooks()
             if cls is SyncBatchNorm:
-                self.is_refused = True
                 raise NeedsValueError(_SYNCHRONISES)
             if applied is None:
                 applied = self._applied(cls, objects)
@@ -590,7 +589,7 @@ class Recorder(TorchFunctionMode):
         if kind.changes:
             self._written.update(a for a, w in zip(leaves, kind.writes, strict=True) if w)
         if self.learns:
-            self.lines.append(lines_of(sys._getframe(1)))
+            self.lines.append(self._lines_of(sys._getframe(1)))
         if kind.grown is not None:
             self._grow(args[0], kind.grown)
         if kind.peeks:
@@ -676,7 +675,6 @@ class Recorder(TorchFunctionMode):
         self.is_alone = False
         self.is_paused = self.is_forked or is_forward_mode() or torch.get_default_dtype() != self._dtype
         self.records = not self.is_paused
-        self.is_refused |= self.is_paused  # torch.compile would look for it once, before the loop
 
     def _is_view_of_shared(self, kind: Kind, leaves: list[Any]) -> bool:
         """Whether a call is a view of memory that others see, which is made now. Other calls get copies of such memory.

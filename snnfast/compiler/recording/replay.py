@@ -332,7 +332,7 @@ class _Left(NamedTuple):
     resets: tuple[tuple[Callable[[Any], None], Any], ...]
 
 
-class _Reader:
+class Reader:
     """Tells what a call has left behind, in a way that tells how to make it again.
 
     Args:
@@ -390,7 +390,7 @@ class _Reader:
         return _Container((t, keys), entries, number)
 
 
-def _written(told: Any, made: Sequence[Tensor], taken: Sequence[Tensor], containers: dict[int, Any]) -> Any:
+def written(told: Any, made: Sequence[Tensor], taken: Sequence[Tensor], containers: dict[int, Any]) -> Any:
     """An object that is told, made anew."""
     kind = type(told)
     if kind is _Made:
@@ -402,7 +402,7 @@ def _written(told: Any, made: Sequence[Tensor], taken: Sequence[Tensor], contain
     if told.number in containers:
         return containers[told.number]
     t, keys = told.kind
-    entries = [_written(a, made, taken, containers) for a in told.entries]
+    entries = [written(a, made, taken, containers) for a in told.entries]
     found = dict(zip(keys, entries, strict=True)) if t is dict else t(*entries) if hasattr(t, "_fields") else t(entries)
     return containers.setdefault(told.number, found)
 
@@ -426,6 +426,54 @@ class Ran(NamedTuple):
     originals: dict[int, Tensor]
     constants: dict[int, Tensor]
     ranges: list[tuple[int, float, float, int | None]]
+
+
+class Again:
+    """A record that has run by a plan, and may run on other tensors.
+
+    Args:
+        ran: The record.
+        taken: The tensors that the call began with.
+        seen: Other tensors that the code sees.
+        falls_back: An error of the graph says that the record can't run. Else it is raised.
+
+    Raises:
+        NotReplayedError: It has read a tensor that it has made by itself.
+    """
+
+    def __init__(self, ran: Ran, taken: Sequence[Tensor], seen: Sequence[Tensor], falls_back: bool = True) -> None:
+        self._sources = _sources(ran, taken, seen)
+        self._ran, self._falls_back = ran._replace(given=[], originals={}), falls_back
+        self._changes = Changes(ran.form.kinds, ran.form.leaves)
+        self._grad = any(kind.grad for kind in set(ran.form.kinds))
+
+    def is_like(self, other: "Again") -> bool:
+        """Whether another record of the same code would do the same."""
+        return (
+            len(self._sources) == len(other._sources)
+            and all(_are_alike(a, b, self._ran.constants) for a, b in zip(self._sources, other._sources, strict=True))
+            and other._ran.form.is_like(self._ran.form)
+        )
+
+    def run(self, taken: Sequence[Tensor]) -> list[Tensor] | None:
+        """Run it. Returns its results; ``None``: nothing was done, for that can't be done here."""
+        ran = self._ran
+        given = [a if isinstance(a, Tensor) else taken[a] for a in self._sources]
+        for number, low, high, ignored in ran.ranges:
+            least, most = range_of(given[number], ignored)
+            if not (low <= least and most <= high):
+                return None
+        if not ran.form.shares_as(given):
+            return None
+        with torch.set_grad_enabled(self._grad):
+            state = self._changes.state_of(given)
+            try:
+                found = ran.graph(*ran.form.inputs_of(given))
+            except Exception:
+                if not (self._falls_back and state.put_back()):
+                    raise
+                return None  # the loop may fail, too: then it tells where
+        return _apart(found, given)
 
 
 class Known:
@@ -464,9 +512,8 @@ class Known:
         self._objects = objects  # their identities are parts of the key
         self._pattern = _pattern((*self.tensors, *taken))
         self.misses = 0  # so many calls in a row did not begin as this one
-        self._ran: Ran | None = None
+        self._again: Again | None = None
         self._left: _Left | None = None
-        self._sources: list[int | Tensor] = []
         self.is_sure = False
 
     def sees(self, root: Any) -> bool:
@@ -501,46 +548,25 @@ class Known:
         Raises:
             NotReplayedError: It has read a tensor that it has made by itself.
         """
-        sources = _sources(ran, taken, self.tensors)
-        if self._ran is not None:
-            form = self._ran.form
-            self.is_sure = (
-                left == self._left
-                and len(sources) == len(self._sources)
-                and all(_are_alike(a, b, ran.constants) for a, b in zip(sources, self._sources, strict=True))
-                and form.is_like(ran.form)
-            )
-        self._ran, self._left, self._sources = ran._replace(given=[], originals={}), left, sources
-        self._changes = Changes(ran.form.kinds, ran.form.leaves)
-        self._grad = any(kind.grad for kind in set(ran.form.kinds))
+        again = Again(ran, taken, self.tensors)
+        if self._again is not None:
+            self.is_sure = left == self._left and again.is_like(self._again)
+        self._again, self._left = again, left
 
     def replay(self, root: Any, taken: Sequence[Tensor]) -> tuple[Any] | None:
         """Do what the call did. Returns its result; ``None``: nothing was done, for that can't be done here."""
-        ran, left = self._ran, self._left
-        assert ran is not None
+        again, left = self._again, self._left
+        assert again is not None
         assert left is not None
-        given = [a if isinstance(a, Tensor) else taken[a] for a in self._sources]
-        for number, low, high, ignored in ran.ranges:
-            least, most = range_of(given[number], ignored)
-            if not (low <= least and most <= high):
-                return None
-        if not ran.form.shares_as(given):
+        made = again.run(taken)
+        if made is None:
             return None
-        with torch.set_grad_enabled(self._grad):
-            state = self._changes.state_of(given)
-            try:
-                found = ran.graph(*ran.form.inputs_of(given))
-            except Exception:
-                if not state.put_back():
-                    raise
-                return None  # the loop may fail, too: then it tells where
-        made = _apart(found, given)
         containers: dict[int, Any] = {}
-        result = _written(left.result, made, taken, containers)
+        result = written(left.result, made, taken, containers)
         for reset, of in left.resets:  # of other networks; the states of this one follow
             reset(root if of is None else of)
         for slot, told in zip(self.slots, left.slots, strict=True):
-            slot.set(_written(told, made, taken, containers))
+            slot.set(written(told, made, taken, containers))
         return (result,)
 
 
@@ -762,6 +788,11 @@ class Attempt:
         slots = [] if known is None or known.is_sure else known.slots
         self._replaced = [a for slot in slots for a in _containers(slot.get())]  # lists that the call may replace
 
+    def look(self, is_explained: bool) -> None:
+        """Look at all that the code sees, if the call may be learned."""
+        self._replays.look(self)
+        self.is_watched |= is_explained
+
     def watched(self) -> Any:
         """A context for the call."""
         if not self.is_watched:
@@ -815,7 +846,7 @@ class Attempt:
             raise NotReplayedError("it changes what it sees")
         alive = recorder.alive()
         old = {id(held) for held in (*self._replaced, *(held for held, _ in self.now.containers))} | self.known.old
-        reader = _Reader(recorder, alive, self.taken, self.known.tensors, old)
+        reader = Reader(recorder, alive, self.taken, self.known.tensors, old)
         root = self.now.root
         resets = tuple([(reset, None if of is root else of) for reset, of in self._watch.resets])
         left = _Left(reader.read(result[0]), tuple([reader.read(slot.get()) for slot in self.known.slots]), resets)

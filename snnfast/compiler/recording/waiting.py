@@ -166,6 +166,9 @@ _RAISE = {
 _BY_NUMBERS = {("bernoulli", "float"), ("bernoulli", "p"), ("normal", ""), ("normal", "float_float")}
 """Operators whose parameters are numbers here, which are checked at once."""
 
+_COPY = {"clone", "contiguous", "_reshape_copy"}
+"""Operators whose results hold the numbers of their argument."""
+
 _DIVIDE = {"div", "floor_divide", "remainder", "fmod"}
 """Operators that raise an error for a whole number that is divided by zero."""
 
@@ -221,6 +224,7 @@ class MayRaise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.draws = self.raises = False
         self.takes: list[Range] = []
         self.gives: list[Range] = []
+        self._copies: dict[int, tuple[int, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.draws |= torch.Tag.nondeterministic_seeded in func.tags
@@ -228,6 +232,8 @@ class MayRaise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         variant = "" if variant == "default" else variant
         self.writes.update(map(storage_of, tensors_in(written_by(func, args, kwargs or {}))))
         found = func(*args, **(kwargs or {}))
+        if name in _COPY and found.dtype == args[0].dtype:
+            self._copies[storage_of(found)] = storage_of(args[0]), found  # whose memory nobody else gets meanwhile
         if (name, variant) in _BY_NUMBERS:
             pass
         elif name in _TAKE:
@@ -241,6 +247,13 @@ class MayRaise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if give is not None and not kwargs:
             self.gives += give(args, found)
         return found
+
+    def memory_of(self, t: Tensor) -> int:
+        """The memory that holds the numbers of a tensor: of a copy, that of the original."""
+        memory = storage_of(t)
+        while memory in self._copies:
+            memory = self._copies[memory][0]
+        return memory
 
     def look_at(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Look at a function that PyTorch spells in another way without values."""
