@@ -144,6 +144,7 @@ STATES = {
     "a number as a tensor": ("x = x * torch.tensor([0.5, 2.0, 1.0, 1.0, 1.0], dtype=x.dtype)", ""),
     "a comparison with None": ("x = x if mem == None else x * 2", ""),
     "a named tuple": ("", "self.mem = State(mem.detach(), 3)"),
+    "types of tensors": ("x = x.to(torch.promote_types(x.dtype, torch.result_type(x, mem)))", ""),
     "a branch that prints": ("if x.size(0) > 1000: print('long')", ""),
     "a branch that warns": ("if x.size(0) > 1000: warnings.warn('long')", ""),
 }  # fmt: skip

@@ -52,10 +52,11 @@ _DIRECT = _accessors(
     Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.stride, Tensor.numel, Tensor.nelement, Tensor.element_size,
     Tensor.__len__, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_signed, Tensor.is_contiguous,
     Tensor.get_device, Tensor.is_inference, Tensor.__hash__, torch.is_floating_point, torch.is_complex, torch.numel,
-    torch.is_tensor, torch.is_storage, torch._C._set_grad_enabled,
+    torch.is_tensor, torch.is_storage, torch.result_type, torch.promote_types, torch.can_cast,
+    torch._C._set_grad_enabled,
     torch.ops.profiler._record_function_enter_new, torch.ops.profiler._record_function_exit._RecordFunction,
 }  # fmt: skip
-"""These read what is known of a tensor, switch a mode, or name a part of the program for the profiler."""
+"""These read what is known of a tensor or a type, switch a mode, or name a part of the program for the profiler."""
 
 _REQUIRES_GRAD, _IS_LEAF = Tensor.requires_grad.__get__, Tensor.is_leaf.__get__  # type: ignore[attr-defined]
 
