@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import snnfast
 import snnfast.snntorch as snn
-from snnfast.compiler.recording.calls import Recorded
+from snnfast.compiler.record.recorded import Recorded
 
 from . import report
 from .bars import Bar

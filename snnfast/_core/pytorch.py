@@ -117,7 +117,7 @@ def function_modes_see() -> bool:
 
 
 def current_recorder() -> Any:
-    """The recorder that takes the calls of PyTorch's functions now, or ``None``: see ``snnfast.compiler.recording``."""
+    """The recorder that takes the calls of PyTorch's functions now, or ``None``: see ``snnfast.compiler.record``."""
     count = torch._C._len_torch_function_stack()
     mode: Any = torch._C._get_function_stack_at(count - 1) if count else None
     return mode if getattr(mode, "records", False) else None

@@ -3,7 +3,7 @@
 On the CPU, PyTorch's convolutions, and above all its pooling, are faster where the channels of a pixel lie side by side
 (``torch.channels_last``), and the kernels here take any order. So a signal goes into that order at the first
 convolution. It stays in it through layers that keep the order, and goes back before any other layer. The compiled loop
-does the same with a graph (``snnfast/compiler/lower/channels_last.py``).
+does the same with a graph (``snnfast/compiler/emit/channels_last.py``).
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """``torch.compile(net, backend="snnfast")``: the user's loop over time, run as layers over time.
 
-``docs/adding-a-rule.md`` tells what each file holds.
+``docs/compiler.md`` tells what each file holds.
 """
 
 from snnfast.compiler.backend import backend

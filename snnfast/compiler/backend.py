@@ -19,14 +19,14 @@ from snnfast._core.backend import warn_once
 from snnfast._core.pytorch import not_compiled_alone
 from snnfast._images.choice import NODES
 from snnfast.compiler import verify
-from snnfast.compiler.any_steps import ForItsSteps
-from snnfast.compiler.calls import literal, name_of, signature_of
-from snnfast.compiler.recording.calls import Recorded, may_record
-from snnfast.compiler.recording.later import like_of
-from snnfast.compiler.recording.lines import Lines
-from snnfast.compiler.recording.modes import modes
-from snnfast.compiler.recording.recorder import Recorder
-from snnfast.compiler.recording.replay import Again, NotReplayedError, Ran, Reader, written
+from snnfast.compiler.emit.any_steps import ForItsSteps
+from snnfast.compiler.graph.nodes import literal, name_of, signature_of
+from snnfast.compiler.record.later import like_of
+from snnfast.compiler.record.lines import Lines
+from snnfast.compiler.record.modes import modes
+from snnfast.compiler.record.recorded import Recorded, may_record
+from snnfast.compiler.record.recorder import Recorder
+from snnfast.compiler.record.replay import Again, NotReplayedError, Ran, Reader, written
 from snnfast.compiler.report import CUT, OUTSIDE, has_neurons, is_unconverted
 
 _MOST = 64

@@ -26,8 +26,8 @@ from snnfast._core.pytorch import (
     saved_tensors_are_hooked,
 )
 from snnfast.compiler.history import AS_IT_IS, ONE_BY_ONE, RECORDED, REPLAYED, Status
-from snnfast.compiler.recording.calls import Recorded, may_record, runs_without_lock
-from snnfast.compiler.recording.recorder import Recorder
+from snnfast.compiler.record.recorded import Recorded, may_record, runs_without_lock
+from snnfast.compiler.record.recorder import Recorder
 
 _PATIENCE = 3
 """So many calls in a row that were recorded in vain, and calls are recorded no more."""

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from snnfast.compiler.choice import Choice
 from snnfast.compiler.history import Status
-from snnfast.compiler.recording.calls import Recorded, may_record
+from snnfast.compiler.record.recorded import Recorded, may_record
 from snnfast.compiler.report import Explanation
 from snnfast.neurons.network import convert
 

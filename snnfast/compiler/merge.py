@@ -11,18 +11,20 @@ import torch
 from torch.fx import Graph, GraphModule
 
 from snnfast._core.pytorch import unhooked
-from snnfast.compiler.any_steps import AnySteps, with_rows_together
-from snnfast.compiler.aten import to_aten
-from snnfast.compiler.calls import LEAST, is_random, line_of, site_of
-from snnfast.compiler.distribute import Distributed
-from snnfast.compiler.emit import Emitter
+from snnfast.compiler.emit.any_steps import AnySteps, with_rows_together
+from snnfast.compiler.emit.channels_last import use_channels_last
+from snnfast.compiler.emit.emitter import Emitter
+from snnfast.compiler.emit.kernels import use_kernels
+from snnfast.compiler.emit.norm import fuse_norms_of_unrolls
+from snnfast.compiler.emit.results import separate
 from snnfast.compiler.errors import RefusedError
-from snnfast.compiler.facts import facts_of
-from snnfast.compiler.lower.channels_last import use_channels_last
-from snnfast.compiler.lower.kernels import use_kernels
-from snnfast.compiler.lower.norm import fuse_norms_of_unrolls
-from snnfast.compiler.memory import memory_of
+from snnfast.compiler.graph.aten import to_aten
+from snnfast.compiler.graph.memory import memory_of
+from snnfast.compiler.graph.nodes import LEAST, is_random, line_of, site_of
+from snnfast.compiler.loop.facts import facts_of
+from snnfast.compiler.loop.roll import Rolled, roll
 from snnfast.compiler.parts.base import Part
+from snnfast.compiler.parts.distribute import Distributed
 from snnfast.compiler.parts.program import Program
 from snnfast.compiler.passes import run_passes
 from snnfast.compiler.passes.dead import remove_unused
@@ -40,8 +42,6 @@ from snnfast.compiler.report import (
     unrolls_of,
     why_not,
 )
-from snnfast.compiler.results import separate
-from snnfast.compiler.roll import Rolled, roll
 from snnfast.compiler.stages import Stages
 
 Compiled = Callable[..., Any]

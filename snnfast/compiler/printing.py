@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 from snnfast._core.ops import NEURONS
-from snnfast.compiler.calls import is_step, line_of, name_of, value
+from snnfast.compiler.graph.nodes import is_step, line_of, name_of, value
 
 
 class Names:

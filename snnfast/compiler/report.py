@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import GraphModule, Node
 
-from snnfast.compiler.calls import (
+from snnfast.compiler.graph.nodes import (
     Site,
     aten,
     is_step,
@@ -17,10 +17,10 @@ from snnfast.compiler.calls import (
     step_of,
     tensors_of,
 )
-from snnfast.compiler.distribute import Distributed
-from snnfast.compiler.layers import GIVEN, SINGLE
-from snnfast.compiler.loop import Statement
+from snnfast.compiler.loop.layers import GIVEN, SINGLE
+from snnfast.compiler.loop.loop import Statement
 from snnfast.compiler.parts.base import at_line, steps_of
+from snnfast.compiler.parts.distribute import Distributed
 from snnfast.compiler.parts.program import Program
 from snnfast.compiler.parts.unroll import Unroll
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch.fx import Graph
 
 from snnfast.compiler import verify
-from snnfast.compiler.calls import tensors_of
+from snnfast.compiler.graph.nodes import tensors_of
 from snnfast.compiler.printing import print_graph
 
 CHECKS = False

@@ -9,16 +9,16 @@ from expecttest import assert_expected_inline
 from torch import Tensor
 
 import snnfast
-from snnfast.compiler.aten import to_aten
-from snnfast.compiler.facts import facts_of
+from snnfast.compiler.graph.aten import to_aten
+from snnfast.compiler.loop.facts import facts_of
+from snnfast.compiler.loop.roll import Rolled, roll
 from snnfast.compiler.passes import run_passes
-from snnfast.compiler.recording.calls import run_recorded
-from snnfast.compiler.recording.form import Form
-from snnfast.compiler.recording.functions import hook
-from snnfast.compiler.recording.kinds import Kinds
-from snnfast.compiler.recording.plans import write
-from snnfast.compiler.recording.recorder import Recorder
-from snnfast.compiler.roll import Rolled, roll
+from snnfast.compiler.record.form import Form
+from snnfast.compiler.record.functions import hook
+from snnfast.compiler.record.kinds import Kinds
+from snnfast.compiler.record.plans import write
+from snnfast.compiler.record.recorded import run_recorded
+from snnfast.compiler.record.recorder import Recorder
 from snnfast.compiler.stages import Stages, kept
 
 

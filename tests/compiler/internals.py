@@ -2,19 +2,21 @@
 
 from typing import Any
 
-from snnfast.compiler import emit, merge, rules, stages, verify  # noqa: F401
-from snnfast.compiler.any_steps import AnySteps  # noqa: F401
-from snnfast.compiler.calls import is_step  # noqa: F401
+from snnfast.compiler import merge, stages, verify  # noqa: F401
 from snnfast.compiler.choice import Choice
-from snnfast.compiler.lower.kernels import bernoulli  # noqa: F401
-from snnfast.compiler.recording.ahead import Reading  # noqa: F401
-from snnfast.compiler.recording.calls import Recorded  # noqa: F401
-from snnfast.compiler.recording.form import Form  # noqa: F401
-from snnfast.compiler.recording.functions import hook  # noqa: F401
-from snnfast.compiler.recording.kinds import Kinds  # noqa: F401
-from snnfast.compiler.recording.later import OPERATORS  # noqa: F401
-from snnfast.compiler.recording.recorder import Recorder  # noqa: F401
-from snnfast.compiler.recording.replay import Replays  # noqa: F401
+from snnfast.compiler.emit import emitter  # noqa: F401
+from snnfast.compiler.emit.any_steps import AnySteps  # noqa: F401
+from snnfast.compiler.emit.kernels import bernoulli  # noqa: F401
+from snnfast.compiler.graph.nodes import is_step  # noqa: F401
+from snnfast.compiler.parts import rules  # noqa: F401
+from snnfast.compiler.record.ahead import Reading  # noqa: F401
+from snnfast.compiler.record.form import Form  # noqa: F401
+from snnfast.compiler.record.functions import hook  # noqa: F401
+from snnfast.compiler.record.kinds import Kinds  # noqa: F401
+from snnfast.compiler.record.later import OPERATORS  # noqa: F401
+from snnfast.compiler.record.recorded import Recorded  # noqa: F401
+from snnfast.compiler.record.recorder import Recorder  # noqa: F401
+from snnfast.compiler.record.replay import Replays  # noqa: F401
 from snnfast.compiler.verify import verified  # noqa: F401
 
 

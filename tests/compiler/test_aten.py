@@ -10,7 +10,7 @@ from compiler.forms import after, steps, tensor
 from compiler.internals import Recorded
 from torch import Tensor, nn
 
-from snnfast.compiler import aten
+from snnfast.compiler.graph import aten
 
 RUNNING: Any = aten._Running
 

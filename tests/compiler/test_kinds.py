@@ -8,8 +8,8 @@ import torch
 from compiler.internals import Kinds
 from torch import Tensor, nn
 
-from snnfast.compiler.recording.later import Like, like_of
-from snnfast.compiler.recording.modes import NONE
+from snnfast.compiler.record.later import Like, like_of
+from snnfast.compiler.record.modes import NONE
 
 TENSORS: dict[str, Callable[[], Tensor]] = {
     "usual": lambda: torch.rand(4, 3, 5),

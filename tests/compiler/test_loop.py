@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_all_bits_equal, assert_bits_equal
-from internals import Recorded, emit
+from internals import Recorded, emitter
 from loop_nets import WAYS, Feedback, Net, assert_same, by_torch_compile, currents, graphs, refused
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -302,7 +302,7 @@ def test_a_fault_in_the_pass_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) 
     def broken(*given: Any) -> Any:
         raise KeyError("planted")
 
-    monkeypatch.setattr(emit.Emitter, "single", broken)
+    monkeypatch.setattr(emitter.Emitter, "single", broken)
     net, x = Net(), currents()
     expected = copy.deepcopy(net)(x)
     compiled = snnfast.compile(net)

@@ -19,7 +19,7 @@ from random_programs import BESIDE, KINDS, PARTS, PIECES, Program, name_of
 from running import LEFT_OUT, SETTINGS, outcome, with_settings
 
 from snnfast.compiler.passes import unstack
-from snnfast.compiler.recording import functions, waiting
+from snnfast.compiler.record import functions, waiting
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
 PROGRAMS, CHUNK = 500 if THOROUGH else 20, 20

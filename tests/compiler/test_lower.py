@@ -6,7 +6,7 @@ from compiler.forms import after_merging, steps, tensor
 from torch import Tensor, nn
 
 import snnfast
-from snnfast.compiler.lower.kernels import use_kernels
+from snnfast.compiler.emit.kernels import use_kernels
 
 lif, fc, conv, norm = snnfast.Leaky(beta=0.5), nn.Linear(2, 3), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16)
 

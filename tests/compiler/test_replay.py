@@ -633,7 +633,7 @@ def test_programs_of_libraries_are_replayed(name: str, counted: Counter) -> None
 
 
 def test_layers_that_are_replaced_are_freed(monkeypatch: pytest.MonkeyPatch, counted: Counter) -> None:
-    monkeypatch.setattr("snnfast.compiler.recording.replay._MOST_MISSES", 2)
+    monkeypatch.setattr("snnfast.compiler.record.replay._MOST_MISSES", 2)
     net, refs = networks()[1], []
     for _ in range(3):
         net.fc = nn.Linear(5, 4).double()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import snnfast
-from snnfast.compiler.loop import Count, Each, Of, Same
+from snnfast.compiler.loop.loop import Count, Each, Of, Same
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import snnfast
 import snnfast.snntorch as snn
-from snnfast.compiler.recording.runs import MOST, Run, runs_of
+from snnfast.compiler.record.runs import MOST, Run, runs_of
 
 
 def record(*loops: tuple[int, int]) -> tuple[list[Any], list[tuple[int, ...]]]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import snnfast
 from benchmarks.networks import in_loop
 from benchmarks.registry import TUTORIAL5
-from snnfast.compiler import calls
-from snnfast.compiler.aten import to_aten
+from snnfast.compiler.graph import nodes
+from snnfast.compiler.graph.aten import to_aten
 from snnfast.compiler.printing import print_graph
 from snnfast.compiler.stages import check
 
@@ -36,7 +36,7 @@ def test_a_graph_is_printed_with_short_names_and_lines() -> None:
 
 def test_the_docs_show_the_loop_as_it_is_printed() -> None:
     (graph,) = snnfast.explain(in_loop(TUTORIAL5, lambda: snnfast.Leaky(beta=0.95)), torch.rand(2, 784)).graphs
-    page = (Path(__file__).parents[2] / "docs" / "adding-a-rule.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "compiler.md").read_text()
     shown = page.partition("```text\n")[2].partition("```")[0].splitlines()
     assert [line.partition("  #")[0] for line in shown] == [
         line.partition("  #")[0] for line in graph.stages["distribute"].splitlines()
@@ -81,7 +81,7 @@ def test_the_line_of_the_user_is_outside_of_the_libraries(windows: bool, monkeyp
     folder, between = "/home/me/lib/", "/"
     if windows:
         folder, between = "C:\\Users\\me\\Lib\\", "\\"
-        monkeypatch.setattr(calls, "PurePath", PureWindowsPath)
+        monkeypatch.setattr(nodes, "PurePath", PureWindowsPath)
     libraries = [f"{folder}{name}{between}module.py" for name in ("torch", "snnfast", "snntorch")]
     stack = [(path, 1, "") for path in (*libraries, f"{folder}train_snnfast.py")]
-    assert calls.user_line(stack) == f"{folder}train_snnfast.py:1"
+    assert nodes.user_line(stack) == f"{folder}train_snnfast.py:1"

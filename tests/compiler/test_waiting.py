@@ -157,7 +157,7 @@ def test_an_array_sees_what_no_version_tells(mode: Any, write: Callable[[Tensor,
 
 
 def test_large_outputs_of_our_kernels_are_our_own() -> None:
-    from snnfast.compiler.recording.waiting import is_shared
+    from snnfast.compiler.record.waiting import is_shared
 
     mem = snnfast.Leaky(beta=0.9).unroll(torch.ones(25, 128, 100))[1]
     assert not mem.untyped_storage().resizable()
@@ -778,7 +778,7 @@ def test_results_that_nobody_holds_are_used_again_in_a_long_loop() -> None:
         return mem
 
     def _later() -> list[Any]:
-        from snnfast.compiler.recording.later import Later
+        from snnfast.compiler.record.later import Later
 
         return [o for o in gc.get_objects() if type(o) is Later]
 

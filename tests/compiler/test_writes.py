@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.fx import Graph
 
 from snnfast.compiler import passes
-from snnfast.compiler.aten import to_aten
-from snnfast.compiler.calls import changed
-from snnfast.compiler.memory import Memory, erase_unread, take_place
+from snnfast.compiler.graph.aten import to_aten
+from snnfast.compiler.graph.memory import Memory, erase_unread, take_place
+from snnfast.compiler.graph.nodes import changed
 
 # Where calls are removed: by the two functions of all rewrites, by what removes dead calls and asks for effects, and
 # in places that remove no call of the loop: switches of grad mode, and calls in the bodies of functions.
-ERASE = {"memory.py": 2, "passes/dead.py": 1, "facts.py": 1, "aten.py": 2, "backend.py": 3}
+ERASE = {"graph/memory.py": 2, "passes/dead.py": 1, "loop/facts.py": 1, "graph/aten.py": 2, "backend.py": 3}
 
 
 def test_rewrites_remove_calls_by_functions_that_ask_for_effects_alone() -> None:

@@ -66,7 +66,7 @@ def gradients(results: Any, net: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("snnfast._images.channels_last", "snnfast.compiler.lower.channels_last"):
+    for module in ("snnfast._images.channels_last", "snnfast.compiler.emit.channels_last"):
         monkeypatch.setattr(f"{module}.profits", lambda x, weight: False)
 
 
@@ -234,7 +234,7 @@ class WrittenByHand(Loop):
 def test_a_compiled_loop_turns_its_input_once_and_is_the_plain_path(flat: str, monkeypatch: pytest.MonkeyPatch) -> None:
     turned: list[Tensor] = []
     turn = channels_last.to_channels_last
-    monkeypatch.setattr("snnfast.compiler.lower.channels_last.to_channels_last", lambda x: turned.append(x) or turn(x))
+    monkeypatch.setattr("snnfast.compiler.emit.channels_last.to_channels_last", lambda x: turned.append(x) or turn(x))
     x = (eighths(T, B, 1, 16, 16) * 2).requires_grad_()
     results = []
     for turns in (True, False):
@@ -280,8 +280,8 @@ def test_all_steps_of_a_layer_keep_the_order_that_its_convolution_gave(
 ) -> None:
     turned: list[Tensor] = []
     turn, back = channels_last.to_channels_last, channels_last.in_usual_order
-    monkeypatch.setattr("snnfast.compiler.lower.channels_last.to_channels_last", lambda x: turned.append(x) or turn(x))
-    monkeypatch.setattr("snnfast.compiler.lower.channels_last.in_usual_order", lambda x: turned.append(x) or back(x))
+    monkeypatch.setattr("snnfast.compiler.emit.channels_last.to_channels_last", lambda x: turned.append(x) or turn(x))
+    monkeypatch.setattr("snnfast.compiler.emit.channels_last.in_usual_order", lambda x: turned.append(x) or back(x))
     x = (eighths(T, B, 1, 16, 16) * 2).requires_grad_()
     net = AllSteps(flat)
     found, wanted = torch.compile(net, backend="snnfast")(x), net(x)

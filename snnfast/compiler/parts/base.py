@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from torch.fx import Node
 
-from snnfast.compiler.calls import line_of
-from snnfast.compiler.emit import Emitter
-from snnfast.compiler.loop import Argument, Statement
+from snnfast.compiler.emit.emitter import Emitter
+from snnfast.compiler.graph.nodes import line_of
+from snnfast.compiler.loop.loop import Argument, Statement
 
 
 class Part:

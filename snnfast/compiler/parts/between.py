@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from snnfast.compiler.calls import arguments, aten, name_of, product_of, tensors_of, value
 from snnfast.compiler.errors import UnmergedError
-from snnfast.compiler.loop import Of, Statement
+from snnfast.compiler.graph.nodes import arguments, aten, name_of, product_of, tensors_of, value
+from snnfast.compiler.loop.loop import Of, Statement
 
 
 @dataclass(eq=False)

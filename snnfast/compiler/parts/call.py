@@ -8,7 +8,10 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 from torch.utils import _pytree as pytree
 
-from snnfast.compiler.calls import (
+from snnfast.compiler.emit.emitter import Emitter
+from snnfast.compiler.errors import TrialError, UnmergedError
+from snnfast.compiler.graph.memory import memory_of
+from snnfast.compiler.graph.nodes import (
     are_alike,
     aten,
     changed,
@@ -19,13 +22,10 @@ from snnfast.compiler.calls import (
     value,
     with_tensor,
 )
-from snnfast.compiler.emit import Emitter
-from snnfast.compiler.errors import TrialError, UnmergedError
-from snnfast.compiler.loop import Count, Same
-from snnfast.compiler.memory import memory_of
+from snnfast.compiler.loop.loop import Count, Same
 from snnfast.compiler.parts.base import Part
 from snnfast.compiler.parts.repeat import repeat
-from snnfast.compiler.rules import StepCall, by_vmap, rule_for
+from snnfast.compiler.parts.rules import StepCall, by_vmap, rule_for
 
 
 class Call(Part):

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch.fx import Node
 
-from snnfast.compiler.calls import LEAST, aten, index_of, size_of, value
-from snnfast.compiler.emit import Emitter
-from snnfast.compiler.loop import Count
+from snnfast.compiler.emit.emitter import Emitter
+from snnfast.compiler.graph.nodes import LEAST, aten, index_of, size_of, value
+from snnfast.compiler.loop.loop import Count
 from snnfast.compiler.parts.base import Part
 from snnfast.compiler.parts.repeat import repeat
 

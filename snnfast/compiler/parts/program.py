@@ -20,7 +20,12 @@ from snnfast._program.between import unroll as unroll_between
 from snnfast._program.call import orders_of
 from snnfast._program.run import Program as StepProgram
 from snnfast._program.trace import NotElementwiseError
-from snnfast.compiler.calls import (
+from snnfast.compiler.emit.emitter import Emitter
+from snnfast.compiler.emit.linear import fuse_linear
+from snnfast.compiler.emit.norm import fuse_norm_of_series
+from snnfast.compiler.errors import UnmergedError
+from snnfast.compiler.graph.memory import erase_unread
+from snnfast.compiler.graph.nodes import (
     aten,
     fake_call,
     name_of,
@@ -29,16 +34,11 @@ from snnfast.compiler.calls import (
     tensors_of,
     value,
 )
-from snnfast.compiler.emit import Emitter
-from snnfast.compiler.errors import UnmergedError
-from snnfast.compiler.loop import Each, Of, Same, Statement
-from snnfast.compiler.lower.linear import fuse_linear
-from snnfast.compiler.lower.norm import fuse_norm_of_series
-from snnfast.compiler.memory import erase_unread
+from snnfast.compiler.loop.loop import Each, Of, Same, Statement
+from snnfast.compiler.loop.roll import Rolled
 from snnfast.compiler.parts.base import Part, at_line
 from snnfast.compiler.parts.between import Layer, is_piece, layers_of
-from snnfast.compiler.parts.whole import check_whole
-from snnfast.compiler.roll import Rolled
+from snnfast.compiler.parts.integers import check_whole
 
 UNLIKE = "its steps are not all alike"
 

@@ -11,11 +11,11 @@ from torch.nn import Module
 from torch.utils import _pytree as pytree
 
 from snnfast._unroll.graph import as_function
-from snnfast.compiler.calls import are_alike, aten, is_step, value
-from snnfast.compiler.emit import Emitter
-from snnfast.compiler.facts import Facts
-from snnfast.compiler.loop import Argument, Count, Each, Of, Same, Statement
-from snnfast.compiler.lower.kernels import use_kernels
+from snnfast.compiler.emit.emitter import Emitter
+from snnfast.compiler.emit.kernels import use_kernels
+from snnfast.compiler.graph.nodes import are_alike, aten, is_step, value
+from snnfast.compiler.loop.facts import Facts
+from snnfast.compiler.loop.loop import Argument, Count, Each, Of, Same, Statement
 from snnfast.compiler.parts.base import Part
 
 

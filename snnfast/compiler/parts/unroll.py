@@ -8,14 +8,14 @@ from torch.fx import Node, map_arg
 
 from snnfast._core.ops import NEURONS, opmath_dtype
 from snnfast._unroll.graph import unroll_steps
-from snnfast.compiler.calls import aten, step_of_constant, value
-from snnfast.compiler.emit import Emitter
-from snnfast.compiler.layers import inputs_of_layer, is_connected, parameters_of, states_of
-from snnfast.compiler.loop import Statement
-from snnfast.compiler.lower.linear import fuse_linear
-from snnfast.compiler.lower.norm import fuse_norm, fuse_pool
-from snnfast.compiler.lower.sums import is_sum
-from snnfast.compiler.memory import take_place
+from snnfast.compiler.emit.emitter import Emitter
+from snnfast.compiler.emit.linear import fuse_linear
+from snnfast.compiler.emit.norm import fuse_norm, fuse_pool
+from snnfast.compiler.emit.sums import is_sum
+from snnfast.compiler.graph.memory import take_place
+from snnfast.compiler.graph.nodes import aten, step_of_constant, value
+from snnfast.compiler.loop.layers import inputs_of_layer, is_connected, parameters_of, states_of
+from snnfast.compiler.loop.loop import Statement
 from snnfast.compiler.parts.base import Part, steps_of
 
 _SPIKES = 0

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from snnfast.compiler.calls import LEAST, aten, insert_call, same_context, signature_of, site_of, value
-from snnfast.compiler.memory import Memory, erase_unread, replace
-from snnfast.compiler.order import reads
+from snnfast.compiler.graph.dependence import reads
+from snnfast.compiler.graph.memory import Memory, erase_unread, replace
+from snnfast.compiler.graph.nodes import LEAST, aten, insert_call, same_context, signature_of, site_of, value
 
 
 def run(graph: Graph) -> None:

@@ -13,8 +13,8 @@ from torch.fx import Graph, Node
 
 from snnfast._core.ops import NEURONS
 from snnfast._unroll.graph import step
-from snnfast.compiler.calls import arguments, aten, is_step, is_zero, name_of, signature_of
-from snnfast.compiler.memory import Memory, erase_unread
+from snnfast.compiler.graph.memory import Memory, erase_unread
+from snnfast.compiler.graph.nodes import arguments, aten, is_step, is_zero, name_of, signature_of
 
 
 def run(graph: Graph) -> None:

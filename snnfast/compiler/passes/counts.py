@@ -8,8 +8,8 @@
 
 from torch.fx import Graph, Node
 
-from snnfast.compiler.calls import aten, same_context, value
-from snnfast.compiler.memory import Memory, take_place
+from snnfast.compiler.graph.memory import Memory, take_place
+from snnfast.compiler.graph.nodes import aten, same_context, value
 
 
 def run(graph: Graph) -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from snnfast.compiler.calls import as_leaf, has_effect, is_random, is_step, literal, module_of, value
-from snnfast.compiler.memory import Memory, take_place
+from snnfast.compiler.graph.memory import Memory, take_place
+from snnfast.compiler.graph.nodes import as_leaf, has_effect, is_random, is_step, literal, module_of, value
 
 
 def run(graph: Graph) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from torch.fx import Graph, Node
 
-from snnfast.compiler.calls import has_effect, is_step, site_of
+from snnfast.compiler.graph.nodes import has_effect, is_step, site_of
 
 
 def run(graph: Graph) -> None:

@@ -16,8 +16,8 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from snnfast.compiler.calls import arguments, aten, changed, fake_call, name_of, signature_of, size_of, value
-from snnfast.compiler.memory import Memory, erase_unread, take_place
+from snnfast.compiler.graph.memory import Memory, erase_unread, take_place
+from snnfast.compiler.graph.nodes import arguments, aten, changed, fake_call, name_of, signature_of, size_of, value
 
 # These make a tensor that needs no gradient.
 _NEW = (

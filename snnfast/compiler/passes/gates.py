@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node, map_arg
 
-from snnfast.compiler.calls import (
+from snnfast.compiler.graph.dependence import reads
+from snnfast.compiler.graph.memory import Memory, erase_unread, replace, take_place
+from snnfast.compiler.graph.nodes import (
     LEAST,
     arguments,
     aten,
@@ -32,8 +34,6 @@ from snnfast.compiler.calls import (
     tensors_of,
     value,
 )
-from snnfast.compiler.memory import Memory, erase_unread, replace, take_place
-from snnfast.compiler.order import reads
 
 _IN_PIECES = ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
 _PRODUCTS = ("linear", "mm", "matmul")

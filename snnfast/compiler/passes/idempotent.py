@@ -13,8 +13,8 @@ from typing import Any
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
-from snnfast.compiler.calls import changed, literal, name_of
-from snnfast.compiler.memory import Memory, take_place, takes_data
+from snnfast.compiler.graph.memory import Memory, take_place, takes_data
+from snnfast.compiler.graph.nodes import changed, literal, name_of
 
 _IDEMPOTENT = ("clamp_", "clamp_min_", "clamp_max_", "relu_", "abs_", "fill_", "zero_", "copy_")
 

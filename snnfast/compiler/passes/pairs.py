@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from snnfast.compiler.calls import (
+from snnfast.compiler.graph.dependence import cycles
+from snnfast.compiler.graph.memory import Memory, erase_unread, take_place
+from snnfast.compiler.graph.nodes import (
     Site,
     arguments,
     aten,
@@ -31,8 +33,6 @@ from snnfast.compiler.calls import (
     site_of,
     value,
 )
-from snnfast.compiler.memory import Memory, erase_unread, take_place
-from snnfast.compiler.order import cycles
 from snnfast.compiler.passes.unstack import has_hook, reads
 
 

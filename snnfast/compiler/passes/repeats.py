@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Graph, map_arg
 
-from snnfast.compiler.calls import aten, has_effect, insert_call, is_pointwise, is_random, same_context, value
-from snnfast.compiler.memory import erase_unread
+from snnfast.compiler.graph.memory import erase_unread
+from snnfast.compiler.graph.nodes import aten, has_effect, insert_call, is_pointwise, is_random, same_context, value
 
 
 def run(graph: Graph) -> None:

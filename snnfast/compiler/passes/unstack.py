@@ -14,8 +14,18 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from snnfast.compiler.calls import Site, as_leaf, aten, name_of, same_context, signature_of, site_of, tensors_of, value
-from snnfast.compiler.memory import Memory, erase_unread, take_place
+from snnfast.compiler.graph.memory import Memory, erase_unread, take_place
+from snnfast.compiler.graph.nodes import (
+    Site,
+    as_leaf,
+    aten,
+    name_of,
+    same_context,
+    signature_of,
+    site_of,
+    tensors_of,
+    value,
+)
 
 
 def run(graph: Graph) -> None:
