@@ -68,8 +68,10 @@ __global__ void __launch_bounds__(kThreads) statistics_norm_kernel(const P p) {
     const double shift = (p.bias != nullptr ? p.bias[channel] : 0) - mean * scale;
     store<kNormNumbers>(p.numbers + kNormNumbers * at, {scale, shift, mean, inverse});
     p.variance[at] = static_cast<float>(variance);
+    return Pair{mean, variance / (1 - share)};
   };
-  sum_channels<kC>(p.norm, T, own, 2 * kT * kC, memory, finish, [](int64_t, double) {});
+  const auto average = [&](int64_t channel, int rows, auto&& of, double) { p.running.enter(channel, rows, of); };
+  sum_channels<kC>(p.norm, T, own, 2 * kT * kC, memory, finish, average);
 }
 
 template <typename Neuron, typename S, int V, int kC, int kT, Reset kReset>
@@ -198,14 +200,23 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<S, V, kC>) backward_nor
       float numbers[kNormNumbers];
       load<kNormNumbers>(p.channels + kNormNumbers * at, numbers);
       const double scale = numbers[0], inverse = numbers[3];
-      p.sums[at] = sum;
-      p.sums[p.norm.rows_of(T) * p.norm.C + at] = apart * inverse;
       store<2>(p.through + 2 * at, {-scale * sum * share, -scale * inverse * inverse * apart * share});
+      return Pair{sum, apart * inverse};
     };
     const bool learns = kOpen<Neuron> && p.of_first != nullptr;
-    sum_channels<kC>(p.norm, T, own, learns ? kOwn : kOfSteps, memory, finish, [&](int64_t channel, double sum) {
-      if (learns) p.of_first[channel] = sum;
-    });
+    const auto gradients = [&](int64_t channel, int rows, auto&& of, double first) {
+      double of_bias = 0, of_weight = 0;
+#pragma unroll 1
+      for (int row = 0; row < rows; ++row) {
+        const Pair sums = of(row);
+        of_bias += sums.first;
+        of_weight += sums.second;
+      }
+      p.sums[channel] = static_cast<float>(of_bias);
+      p.sums[p.norm.C + channel] = static_cast<float>(of_weight);
+      if (learns) p.of_first[channel] = first;
+    };
+    sum_channels<kC>(p.norm, T, own, learns ? kOwn : kOfSteps, memory, finish, gradients);
   }
 }
 

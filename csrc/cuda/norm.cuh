@@ -65,11 +65,15 @@ __device__ __forceinline__ void add_rows(double (*memory)[kThreads], int numbers
   }
 }
 
+struct Pair {
+  double first, second;
+};
+
 // All threads of a block call this once with n numbers each, of which the first `numbers` are summed over the rows of
 // each column in all blocks: two of each step and channel, and behind them those that have no step, one of each
 // channel. In the block of a column that is done last, f is called for its channels and the rows of their numbers, with
-// the two sums of each, and one over how many terms these have; and g for its channels, with their sum that has no
-// step.
+// the two sums of each, and one over how many terms these have. Then g is called once for each channel, with a function
+// from a row to what f returned for it, and the sum that has no step.
 template <int kC, int n, typename A, typename F, typename G>
 __device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own)[n], int numbers,
                                              double (*memory)[kThreads], F&& f, G&& g) {
@@ -101,6 +105,7 @@ __device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own
   }
   add_rows(memory, numbers, q.shift);
   const int rows = static_cast<int>(q.rows_of(T)), log = q.shift + (kC > 1 ? 2 : 0);
+  const double share = 1 / static_cast<double>(q.B * q.S * (q.over_time ? T : 1));
 #pragma unroll 1
   for (int i = thread; i < rows << log; i += kThreads) {
     const int row = i >> log, at = i & ((1 << log) - 1);
@@ -112,8 +117,19 @@ __device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own
       first += memory[2 * (k * kC + at % kC)][at / kC];
       second += memory[2 * (k * kC + at % kC) + 1][at / kC];
     }
-    f(row * q.C + channel, channel, first, second, 1 / static_cast<double>(q.B * q.S * (q.over_time ? T : 1)));
-    if (row == 0) g(channel, memory[n - kC + at % kC][at / kC]);
+    const Pair found = f(row * q.C + channel, channel, first, second, share);
+    memory[2 * (row * kC + at % kC)][at / kC] = found.first;
+    memory[2 * (row * kC + at % kC) + 1][at / kC] = found.second;
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int at = thread; at < 1 << log; at += kThreads) {
+    const int64_t channel = (static_cast<int64_t>(group) << log) + at;
+    const auto found = [&](int row) {
+      const int k = 2 * (row * kC + at % kC);
+      return Pair{memory[k][at / kC], memory[k + 1][at / kC]};
+    };
+    if (channel < q.C) g(channel, rows, found, memory[n - kC + at % kC][at / kC]);
   }
 }
 

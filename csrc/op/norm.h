@@ -77,6 +77,30 @@ constexpr bool norm_resets(Reset reset) {
   return reset == Reset::kSubtract || (reset == Reset::kZero && ResetsAtOnce<Neuron>);
 }
 
+// The running averages of a batch normalisation, which its statistics update; null pointers where there are none.
+struct RunningAverages {
+  float* mean;       // [C]
+  float* variance;   // [C]
+  int64_t* tracked;  // how many steps there were: these are added
+  double momentum;
+
+  // Enters the rows of a channel one after the other, as that many calls of PyTorch, but rounds once. of(row): its
+  // mean, and its variance with a divisor that is smaller by one than the number of samples.
+  template <typename F>
+  SNN_HD void enter(int64_t channel, int rows, F&& of) const {
+    if (channel == 0 && tracked != nullptr) *tracked += rows;
+    if (mean == nullptr) return;
+    double of_mean = mean[channel], of_variance = variance[channel];
+    for (int row = 0; row < rows; ++row) {
+      const auto now = of(row);
+      of_mean += momentum * (now.first - of_mean);
+      of_variance += momentum * (now.second - of_variance);
+    }
+    mean[channel] = static_cast<float>(of_mean);
+    variance[channel] = static_cast<float>(of_variance);
+  }
+};
+
 struct Statistics {
   DType dtype;
   int64_t T, N;         // steps, and elements of each
@@ -87,6 +111,7 @@ struct Statistics {
   Norm norm;
   float* numbers;   // [T, C, kNormNumbers], or [1, ...] over time
   float* variance;  // [T, C], or [1, C] over time; the sum of squares is divided by the number of samples
+  RunningAverages running;
 };
 
 template <typename Neuron>
@@ -99,7 +124,7 @@ template <typename Neuron>
 struct BackwardNorm : Backward<Neuron> {
   const float* channels;  // their numbers, as the statistics have them
   Norm norm;
-  double* sums;      // [2, T, C], or [2, 1, C] over time: the gradients of the bias and of the weight
+  float* sums;       // [2, C]: the gradients of the bias and of the weight
   double* of_first;  // [C]: the share of each channel in the gradient of the first parameter; or nullptr
   float* through;    // [T, C, 2], or [1, C, 2] over time: the gradient of x that passes through the statistics
 };

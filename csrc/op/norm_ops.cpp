@@ -35,6 +35,23 @@ int64_t plan(P& p, std::initializer_list<const void*> rows) {
   return p.norm.plan(p.T, p.norm.fits_vectors(p.T) && cuda::norm_wants_vectors(p.N, rows));
 }
 
+// Returns what the statistics of x update: averages of the channels, and the number of steps.
+RunningAverages running_averages(const Steps& steps, const Tensor& x, const MaybeTensor& mean,
+                                 const MaybeTensor& variance, const MaybeTensor& tracked, double momentum) {
+  STD_TORCH_CHECK(mean.has_value() == variance.has_value(), "running_variance: expected beside running_mean");
+  RunningAverages found{nullptr, nullptr, nullptr, momentum};
+  if (mean.has_value()) {
+    found.mean = const_cast<float*>(steps.read(*mean, "running_mean", x, steps.C));
+    found.variance = const_cast<float*>(steps.read(*variance, "running_variance", x, steps.C));
+  }
+  if (tracked.has_value()) {
+    const bool fits = tracked->device() == x.device() && tracked->scalar_type() == ScalarType::Long;
+    STD_TORCH_CHECK(fits && tracked->numel() == 1, "tracked: expected one number in int64 on the device of x");
+    found.tracked = static_cast<int64_t*>(tracked->mutable_data_ptr());
+  }
+  return found;
+}
+
 template <typename Launch>
 void run(const Tensor& x, const char* name, Launch&& launch) {
   const int error = CudaBackend::on_stream_of(x, launch);
@@ -42,9 +59,12 @@ void run(const Tensor& x, const char* name, Launch&& launch) {
 }
 
 // Returns the scale, shift, mean and 1 / sqrt(variance + eps) of the channels at each step [T, C, 4], and their
-// variance [T, C]; both with one row over time.
+// variance [T, C]; both with one row over time. The running averages and the number of steps change in place, if they
+// are given.
 std::tuple<Tensor, Tensor> statistics(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
-                                      bool over_time) {
+                                      bool over_time, const MaybeTensor& running_mean,
+                                      const MaybeTensor& running_variance, const MaybeTensor& tracked,
+                                      double momentum) {
   const Steps steps(x);
   OpTensors<CudaBackend> tensors(x, steps.layout, x.scalar_type());
   Statistics p{};
@@ -59,6 +79,7 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x, const MaybeTensor& weight
   const Tensor variance = steps.make(x, {rows, p.norm.C}, ScalarType::Float);
   p.numbers = static_cast<float*>(numbers.mutable_data_ptr());
   p.variance = static_cast<float*>(variance.mutable_data_ptr());
+  p.running = running_averages(steps, x, running_mean, running_variance, tracked, momentum);
   p.norm.partial_sums = tensors.scratch(ScalarType::Double, plan(p, {p.x}));
   run(x, "norm_statistics", [&](void* stream) { return cuda::norm_statistics(p, stream); });
   return {numbers, variance};
@@ -129,8 +150,8 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
   p.grad_spk = tensors.read_steps(grad, "grad", x.scalar_type(), false, p.grad_spk_stride);
   p.grad_last[0] = tensors.read(grad_last, "gradient of a state", tensors.opmath, kNoRows);
   const int64_t lines = p.norm.rows_of(p.T);
-  tensors.outputs.push_back(steps.make(x, {2, lines, p.norm.C}, ScalarType::Double));
-  p.sums = static_cast<double*>(tensors.outputs[0].mutable_data_ptr());
+  tensors.outputs.push_back(steps.make(x, {2, p.norm.C}, ScalarType::Float));
+  p.sums = static_cast<float*>(tensors.outputs[0].mutable_data_ptr());
   if (needs_first) {
     tensors.outputs.push_back(steps.make(x, {p.norm.C}, ScalarType::Double));
     p.of_first = static_cast<double*>(tensors.outputs[1].mutable_data_ptr());
@@ -148,7 +169,10 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
 #endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
-  m.def("norm_statistics(Tensor x, Tensor? weight, Tensor? bias, float eps, bool over_time) -> (Tensor, Tensor)");
+  m.def(
+      "norm_statistics(Tensor x, Tensor? weight, Tensor? bias, float eps, bool over_time, "
+      "Tensor(a!)? running_mean=None, Tensor(b!)? running_variance=None, Tensor(c!)? tracked=None, "
+      "float momentum=0) -> (Tensor, Tensor)");
   for (const std::string neuron : {Leaky::kName, IFNode::kName}) {
     const std::string inputs = "Tensor numbers, Tensor? state, Tensor[] parameters, int reset, int[] windows, ";
     m.def((neuron + "_norm_forward(Tensor x, " + inputs + "bool last, bool save) -> Tensor[]").c_str());

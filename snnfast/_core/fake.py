@@ -122,7 +122,9 @@ def _backward_fake(
     return made
 
 
-def _norm_statistics_fake(x: Tensor, weight: Any, bias: Any, eps: float, over_time: bool) -> tuple[Tensor, Tensor]:
+def _norm_statistics_fake(
+    x: Tensor, weight: Any, bias: Any, eps: float, over_time: bool, *running: Any
+) -> tuple[Tensor, Tensor]:
     shape = (1 if over_time else x.shape[0], x.shape[2])
     return x.new_empty((*shape, 4), dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
 
@@ -145,7 +147,7 @@ def _norm_backward_fake(
     grad: Tensor, grad_last: Any, x: Tensor, rows: Any, places: Any, numbers: Tensor, *args: Any
 ) -> list[Tensor]:
     outputs, (needs_first, needs_x, needs_state) = _Outputs(x, has_rows=True), args[-3:]
-    made = [x.new_empty((2, *numbers.shape[:2]), dtype=torch.float64)]
+    made = [x.new_empty((2, numbers.shape[1]), dtype=torch.float32)]
     made += [x.new_empty(x.shape[2], dtype=torch.float64)] if needs_first else []
     made += [outputs.make(x.dtype, x.shape[0])] if needs_x or needs_state else []
     return made + ([outputs.make(torch.float32)] if needs_state else [])

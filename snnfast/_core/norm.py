@@ -1,10 +1,11 @@
 """A batch normalisation in training whose result only neurons read, and a pooling that alone reads their spikes."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from snnfast._core import ops
 from snnfast._core.pytorch import becomes_node, is_transformed
@@ -17,6 +18,36 @@ class Pool(NamedTuple):
     by_itself: Callable[[Tensor], Tensor]  # called with the spikes, where the kernels do not take them
 
 
+class Averages(NamedTuple):
+    """Running averages that the kernels of CUDA update with the statistics, which saves a dozen small launches."""
+
+    mean: Tensor | None  # [C], in float32
+    variance: Tensor | None  # [C], in float32
+    tracked: Tensor | None  # how many steps there were; ``None``: the caller counts them
+    momentum: float
+
+    @classmethod
+    def of(cls, mean: Any, variance: Any, tracked: Tensor | None, momentum: Any) -> "Averages | None":
+        """The averages of a batch normalisation; ``None``: the kernels do not take them."""
+        if mean is None and variance is None:
+            return cls(None, None, None, 0.0)
+        if not isinstance(momentum, float | int):
+            return None
+        if any(type(t) is not Tensor or t.dtype != torch.float32 or not t.is_contiguous() for t in (mean, variance)):
+            return None
+        if tracked is not None and (tracked.dtype != torch.int64 or tracked.device != mean.device):
+            return None
+        return cls(mean, variance, tracked, float(momentum))
+
+    def tell_autograd(self) -> None:
+        """Tell autograd what the kernels changed, as PyTorch's own layer does: the count, and not the averages.
+
+        PyTorch saves these for its backward pass and does not read them there. It would take a change for an error.
+        """
+        if self.tracked is not None:
+            increment_version(self.tracked)
+
+
 class Norm(NamedTuple):
     """A batch normalisation in training of ``x`` ``[T, B, C, *]``, whose result only neurons read."""
 
@@ -27,6 +58,7 @@ class Norm(NamedTuple):
     update: Callable[[Tensor, Tensor], None]  # is told the mean and the unbiased variance, both [T, C] or [1, C]
     by_itself: Callable[[Tensor], Tensor]  # called with ``x``, where the kernels do not take the neurons
     pool: Pool | None = None  # its result then takes the place of the spikes
+    averages: Averages | None = None  # on CUDA, the kernels update these, and nothing calls ``update``
 
 
 _LEAST = 1 << 17
@@ -59,9 +91,14 @@ def numbers_of(norm: Norm, x: Tensor) -> Tensor:
     """The numbers of the channels, of each step or over time ``[T, C, 4]``; the running averages are told."""
     with torch.no_grad():
         wide = (None if t is None else t.float().contiguous() for t in (norm.weight, norm.bias))
-        numbers, variance = ops.norm_ops.norm_statistics(x, *wide, norm.eps, norm.over_time)
-        n = samples(x, norm.over_time)
-        norm.update(numbers[..., 2], variance * (n / (n - 1)))
+        given = x, *wide, norm.eps, norm.over_time
+        if norm.averages is None or ops.has_cpu_kernels(x.device):
+            numbers, variance = ops.norm_ops.norm_statistics(*given)
+            n = samples(x, norm.over_time)
+            norm.update(numbers[..., 2], variance * (n / (n - 1)))
+        else:
+            numbers, _ = ops.norm_ops.norm_statistics(*given, *norm.averages)
+            norm.averages.tell_autograd()
     return numbers  # type: ignore[no-any-return]
 
 

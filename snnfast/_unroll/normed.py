@@ -185,7 +185,7 @@ class _Normed(torch.autograd.Function):
             grad = grad.movedim(2, -1).contiguous().movedim(-1, 2) if x.stride(2) == 1 else grad.contiguous()
         given = grad, grad_last, x, rows, places, numbers, state, [first, *others], how.options.reset, how.windows
         sums, *made = _op(how, "backward")(*given, kind >> SURROGATE_AT, p0, p1, needs[4], needs[0], needs[3])
-        of_bias, of_weight = sums.sum(1).unbind()
+        of_bias, of_weight = sums.unbind()
         of_first = made.pop(0).sum().to(first).view_as(first) if needs[4] else None
         return (
             None,

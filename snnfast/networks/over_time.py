@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from snnfast._core import watch
 from snnfast._core.linear import Linear
 from snnfast._core.modules import is_only_called
-from snnfast._core.norm import Norm, Pool
+from snnfast._core.norm import Averages, Norm, Pool
 from snnfast._core.ops import has_norm
 from snnfast._core.pytorch import becomes_node
 from snnfast._images.batch_norm import has_batch_statistics, is_pytorchs, running_averages, update_averages
@@ -181,7 +181,10 @@ def norm_before(
     def update(mean: Tensor, variance: Tensor) -> None:
         update_averages(running_averages(layer, len(mean)), mean, variance)
 
-    return Norm(layer.weight, layer.bias, layer.eps, batch_norm_over_time, update, by_itself)
+    tracks = layer.training and layer.track_running_stats
+    running = (layer.running_mean, layer.running_var, layer.num_batches_tracked) if tracks else (None, None, None)
+    averages = Averages.of(*running, layer.momentum)
+    return Norm(layer.weight, layer.bias, layer.eps, batch_norm_over_time, update, by_itself, averages=averages)
 
 
 def pool_behind(layer: Any, x: Tensor, by_itself: Callable[[Tensor], Tensor]) -> Pool | None:

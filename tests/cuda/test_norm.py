@@ -26,6 +26,7 @@ from norm_checks import (
     norm_of,
 )
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnfast
 from snnfast import MultiStep, spikingjelly, surrogate
@@ -155,6 +156,68 @@ def test_the_running_averages_are_those_of_pytorch(
         for step in x.double().flatten(0, 1).unsqueeze(0) if over_time else x.double():
             other(step)
     assert_all_close([t.double() for t in norm.buffers()], [t.double() for t in other.buffers()], 1e-6)
+
+
+@emulated
+@pytest.mark.parametrize("strided", ["running_mean", "running_var", "num_batches_tracked"])
+def test_averages_that_are_strided_or_not_counted(strided: str, device: torch.device) -> None:
+    x, found = images(4, (3, 4, 4, 4)), []
+    for change in (lambda t: t, lambda t: torch.stack([t, t], -1)[..., 1], lambda t: None):
+        norm = norm_of(x)
+        if change(norm.num_batches_tracked) is None:
+            norm.num_batches_tracked = None
+        else:
+            setattr(norm, strided, change(getattr(norm, strided)))
+        net_of(norm, leaky())(x)
+        assert norm.num_batches_tracked in (4, None)
+        found.append([norm.running_mean, norm.running_var])
+    for other in found[1:]:
+        assert_all_close(other, found[0], 1e-6)
+
+
+@emulated
+def test_autograd_is_told_of_the_averages_as_by_pytorch(device: torch.device) -> None:
+    """Of the count, but not of the averages, which PyTorch's own call has saved for its backward pass."""
+    x = images(4, (3, 4, 4, 4)).requires_grad_()
+    norm = norm_of(x)
+    by_pytorch = norm(x[0])
+    before = [t._version for t in norm.buffers()]
+    norm(x[0])
+    of_pytorch = [t._version - n for t, n in zip(norm.buffers(), before, strict=True)]
+    before = [t._version for t in norm.buffers()]
+    net_of(norm, leaky())(x)
+    assert [t._version - n for t, n in zip(norm.buffers(), before, strict=True)] == of_pytorch == [0, 0, 1]
+    by_pytorch.sum().backward()
+
+
+class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The names of the operators that launch something: neither make views nor allocate memory."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.partition("::")[2]
+        if not func.is_view and not name.startswith(("empty", "new_empty", "detach")):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@emulated
+@pytest.mark.parametrize("over_time", [False, True], ids=["each step", "over time"])
+def test_nothing_is_launched_beside_the_kernels_but_a_copy_of_the_threshold(
+    over_time: bool, device: torch.device
+) -> None:
+    x = images(4, (3, 4, 4, 4)).requires_grad_()
+    net = net_of(norm_of(x), leaky(), over_time)
+    with Calls() as forward:
+        spk = net(x)
+    grad = torch.ones_like(spk)
+    with Calls() as backward:
+        torch.autograd.grad(spk, [x, *net.parameters()], grad)
+    assert sorted(forward.names) == ["clone", "leaky_norm_forward", "norm_statistics"]
+    assert backward.names == ["leaky_norm_backward"]
 
 
 @emulated

@@ -188,7 +188,7 @@ void norm_forward_and_backward(DType type, int64_t T, snnfast::Norm norm, snnfas
   expect_success(snnfast::cuda::norm_forward(forward, nullptr));
   spk.expect_written("spk");
 
-  Memory of_channels(DType::kDouble, 2 * channels), through(DType::kFloat, 2 * channels);
+  Memory of_channels(DType::kFloat, 2 * norm.C), through(DType::kFloat, 2 * channels);
   Memory of_first(DType::kDouble, norm.C);
   constexpr bool kLearns = snnfast::ResetsAtOnce<Neuron>;
   snnfast::BackwardNorm<Neuron> backward{};
@@ -200,7 +200,7 @@ void norm_forward_and_backward(DType type, int64_t T, snnfast::Norm norm, snnfas
   backward.surrogate = snnfast::SurrogateKind::kATan;
   backward.coefficients = snnfast::ATan::coefficients(2.0, 0.0);
   backward.grad_x = grad_x.data();
-  backward.sums = static_cast<double*>(of_channels.data());
+  backward.sums = static_cast<float*>(of_channels.data());
   backward.through = static_cast<float*>(through.data());
   if (kLearns) backward.of_first = static_cast<double*>(of_first.data());
   expect_success(snnfast::cuda::norm_backward(backward, nullptr));

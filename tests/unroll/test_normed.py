@@ -7,6 +7,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -361,12 +362,14 @@ def test_a_wrong_shape_is_pytorchs_error(device: torch.device) -> None:
 
 def test_the_ops_check_their_tensors() -> None:
     x, parameters = images(20, (3, 4, 4, 4)), [torch.tensor(n) for n in (0.9, 1.0, 1.0)]
-    numbers, _ = ops.norm_ops.norm_statistics(x, None, None, 1e-5, False)
+    statistics = partial(ops.norm_ops.norm_statistics, x, None, None, 1e-5, False)
+    numbers, variance = statistics()
     spk, rows = ops.norm_ops.leaky_norm_forward(x, numbers, None, parameters, 0, [], False, True)
     assert rows.shape == (1, *x.shape[1:])
     forward, backward = ops.norm_ops.leaky_norm_forward, ops.norm_ops.leaky_norm_backward
     rest = (numbers, None, parameters, 0, [], 0, 2.0, 0.0, False, True, False)
     for call, message in (
+        (lambda: statistics(variance[0], variance[0]), "running_mean, running_variance, tracked: only on CUDA"),
         (lambda: forward(x.double(), numbers, None, parameters, 0, [], False, False), "x: expected float32"),
         (lambda: forward(x[:0], numbers, None, parameters, 0, [], False, False), "not empty"),
         (lambda: forward(x, numbers[:3], None, parameters, 0, [], False, False), "numbers: expected"),

@@ -37,9 +37,12 @@ struct Steps : NormSteps<CpuBackend> {
 };
 
 // Returns the scale, bias, mean and 1 / sqrt(variance + eps) of the channels at each step [T, C, 4], and their
-// variance [T, C]; both with one row over time.
+// variance [T, C]; both with one row over time. PyTorch's calls update the running averages, which round at each step.
 std::tuple<Tensor, Tensor> statistics(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
-                                      bool over_time) {
+                                      bool over_time, const MaybeTensor& running_mean,
+                                      const MaybeTensor& running_variance, const MaybeTensor& tracked, double) {
+  STD_TORCH_CHECK(!running_mean.has_value() && !running_variance.has_value() && !tracked.has_value(),
+                  "running_mean, running_variance, tracked: only on CUDA");
   const Steps steps(x);
   OpTensors<CpuBackend> tensors(x, steps.layout, x.scalar_type());
   cpu::BatchNormForward p{};
@@ -206,8 +209,8 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
   }
   p.grad_last[0] = tensors.read(grad_last, "gradient of a state", tensors.opmath, kNoRows);
   const int64_t C = call.steps.C, rows = call.rows;
-  tensors.outputs.push_back(call.steps.make(x, {2, rows, C}, ScalarType::Double));
-  double* const sums = static_cast<double*>(tensors.outputs[0].mutable_data_ptr());
+  tensors.outputs.push_back(call.steps.make(x, {2, C}, ScalarType::Float));
+  cpu::pool::Scratch<double> of_rows(2 * rows * C);  // [2, rows, C]: the gradients of the bias and of the weight
   const Chunks chunks(call.steps, strips.has_value() ? strips->number : 0);
   std::optional<cpu::pool::Scratch<float>> of_neurons;
   double* of_first = nullptr;  // of each part
@@ -253,7 +256,14 @@ std::vector<Tensor> backward(const Tensor& grad, const MaybeTensor& grad_last, c
     }
   });
 
-  call.input.go_through(partial.data(), chunks.parts, sums, {p.dtype, p.T, p.N, {}, p.x, p.grad_x}, 1);
+  call.input.go_through(partial.data(), chunks.parts, of_rows.data(), {p.dtype, p.T, p.N, {}, p.x, p.grad_x}, 1);
+  float* const sums = static_cast<float*>(tensors.outputs[0].mutable_data_ptr());
+  for (int64_t i = 0; i < 2 * C; ++i) {
+    const double* const column = of_rows.data() + i / C * rows * C + i % C;
+    double sum = 0;
+    for (int64_t row = 0; row < rows; ++row) sum += column[row * C];
+    sums[i] = static_cast<float>(sum);
+  }
   return tensors.outputs;
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 from torch.utils import _pytree as pytree
 
-from snnfast._core.norm import Norm, Pool
+from snnfast._core.norm import Averages, Norm, Pool
 from snnfast._core.ops import NEURONS, has_cpu_kernels, has_norm
 from snnfast._images.batch_norm import batch_norm, in_any_order, update_averages
 from snnfast._images.pool2d import avg_pool2d, max_pool2d, windows
@@ -58,9 +58,10 @@ def _pool_of(windows: tuple[int, ...] | None) -> Pool | None:
 
 def _of_each_step(weight: Tensor | None, bias: Tensor | None, *averages: Any) -> Norm:
     """``batch_norm`` of these arguments behind its first."""
-    *running, eps = averages
-    update = partial(update_averages, tuple(running))
-    return Norm(weight, bias, eps, False, update, lambda x: batch_norm(x, weight, bias, *averages))
+    mean, variance, momentum, eps = averages
+    update = partial(update_averages, (mean, variance, momentum))
+    of_kernels = Averages.of(mean, variance, None, momentum)
+    return Norm(weight, bias, eps, False, update, lambda x: batch_norm(x, weight, bias, *averages), averages=of_kernels)
 
 
 def _of_all_steps(weight: Tensor | None, bias: Tensor | None, *others: Any) -> Norm:
@@ -75,7 +76,8 @@ def _of_all_steps(weight: Tensor | None, bias: Tensor | None, *others: Any) -> N
         y = y.reshape(*batches.shape)
         return y.transpose(0, 1) if turned else y
 
-    return Norm(weight, bias, eps, True, update, by_itself)
+    averages = Averages.of(mean, variance, None, momentum)
+    return Norm(weight, bias, eps, True, update, by_itself, averages=averages)
 
 
 def _pool(windows: tuple[int, ...], spk: Tensor) -> Tensor:
