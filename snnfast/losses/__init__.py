@@ -9,19 +9,21 @@ exist there.
 A loss is made once. It is called with the record of the output layer and the labels::
 
     >>> import torch
-    >>> from snnfast import losses
-    >>> loss_fn = losses.ce_count_loss()
+    >>> from snnfast.losses import ce_count_loss
+    >>> loss_fn = ce_count_loss()
     >>> spk_out = torch.zeros(25, 2, 10, requires_grad=True)  # [T, B, N]
     >>> loss_fn(spk_out, torch.tensor([3, 7]))
     tensor(2.3026, grad_fn=<NllLossBackward0>)
 
-All have this in common:
+All have this in common; the docstring of each tells the rest:
 
 - The record is ``[T, B, N]`` with ``T >= 1``: spikes, or membranes in units of the threshold, of any real dtype.
   Integers and booleans count as float32; snnTorch's cross-entropies refuse them. Inputs are never changed in place. One
   sample without a batch dimension is an error, though some of snnTorch's losses take it.
 - ``targets``, ``[B]``: the class of each sample, an integer from 0. Cross-entropies ignore targets of -100.
-- ``population_code``: each class has ``N / num_classes`` neighbouring neurons, whose spikes are added up.
+- The result is a scalar, ``[]``. With ``reduction="none"`` it is ``[B]``: a loss for each sample.
+- ``population_code``: each of ``num_classes`` classes has ``N / num_classes`` neighbouring neurons, whose spikes are
+  added up, in PyTorch's default dtype. ``num_classes`` must divide ``N``.
 - ``reduction``: ``"mean"``, ``"sum"`` or ``"none"``, over samples (and neurons, where a loss has one per neuron).
 - ``weight``, ``[classes]``: the factor of a sample, by its class. As in snnTorch, the mean of a weighted loss divides
   by the number of samples, and ``"sum"`` of a weighted loss returns the same as ``"none"``. Only
@@ -89,18 +91,7 @@ def __dir__() -> list[str]:
 class ce_rate_loss(PopulationLoss):
     """Cross-entropy of the spikes at each step, mean over the steps.
 
-    Args:
-        population_code: Add the spikes of each class's neurons at each step.
-        num_classes: Number of classes of a population code.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        weight: Factor per class, ``[classes]``.
-
-    Returns:
-        When called with ``spk_out`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[1]``; with ``"none"`` ``[B]``;
-        ``[]`` for the mean of a weighted loss. It is float32 whatever the spikes are.
-
-    Raises:
-        TypeError, ValueError: As listed at the top of the module; ``num_classes`` is missing or does not divide ``N``.
+    The result is float32 whatever the spikes are, and ``[1]`` instead of ``[]``, but for the mean of a weighted loss.
 
     Note:
         snnTorch's population code adds no spikes. It takes a label for the number of a neuron, and needs a ``weight``
@@ -109,12 +100,8 @@ class ce_rate_loss(PopulationLoss):
 
     Example::
 
-        >>> import torch
-        >>> from snnfast import losses
-        >>> losses.ce_rate_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
+        >>> ce_rate_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
         tensor([2.3026])
-
-    Source: ``snntorch.functional.ce_rate_loss``.
     """
 
     def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
@@ -132,30 +119,13 @@ class ce_rate_loss(PopulationLoss):
 
 
 class ce_count_loss(PopulationLoss):
-    """Cross-entropy of the number of spikes.
-
-    Args:
-        population_code: Add the spikes of each class's neurons.
-        num_classes: Number of classes of a population code.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        weight: Factor per class, ``[classes]``.
-
-    Returns:
-        When called with ``spk_out`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B]``, in the dtype of
-        the spikes. With a population code it has PyTorch's default dtype.
-
-    Raises:
-        TypeError, ValueError: As listed at the top of the module; ``num_classes`` is missing or does not divide ``N``.
+    """Cross-entropy of the number of spikes, in their dtype.
 
     Example::
 
-        >>> import torch
-        >>> from snnfast import losses
-        >>> loss_fn = losses.ce_count_loss(population_code=True, num_classes=10)
+        >>> loss_fn = ce_count_loss(population_code=True, num_classes=10)
         >>> loss_fn(torch.zeros(25, 2, 200), torch.tensor([3, 7]))  # 20 neurons for each class
         tensor(2.3026)
-
-    Source: ``snntorch.functional.ce_count_loss``.
     """
 
     def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
@@ -165,27 +135,14 @@ class ce_count_loss(PopulationLoss):
 
 
 class ce_max_membrane_loss(Loss):
-    """Cross-entropy of the highest membrane that each neuron reaches.
+    """Cross-entropy of the highest membrane that each neuron reaches, in the dtype of the membranes.
 
-    Args:
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        weight: Factor per class, ``[classes]``.
-
-    Returns:
-        When called with membranes ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B]``, in the dtype of
-        the membranes. Its gradient goes to the first step of the maximum.
-
-    Raises:
-        TypeError, ValueError: As listed at the top of the module.
+    Its gradient goes to the first step of the maximum. The idea is of F. Zenke's SpyTorch.
 
     Example::
 
-        >>> import torch
-        >>> from snnfast import losses
-        >>> losses.ce_max_membrane_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
+        >>> ce_max_membrane_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
         tensor(2.3026)
-
-    Source: ``snntorch.functional.ce_max_membrane_loss``, after F. Zenke's SpyTorch.
     """
 
     def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
@@ -194,29 +151,16 @@ class ce_max_membrane_loss(Loss):
 
 
 class ce_membrane_loss(Loss):
-    """Cross-entropy of the membranes at each step, summed over the steps: the loss of snnTorch's tutorial 5.
+    """Cross-entropy of the membranes at each step, summed over the steps.
 
-    Equals ``sum(torch.nn.CrossEntropyLoss(weight, reduction=reduction)(mem[t], targets) for t in range(T))``.
-
-    Args:
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``; the mean is over the samples, weighted as in PyTorch.
-        weight: Factor per class, ``[classes]``.
-
-    Returns:
-        When called with membranes ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B]``, in the dtype of
-        the membranes.
-
-    Raises:
-        TypeError, ValueError: As listed at the top of the module.
+    The loss of snnTorch's `tutorial 5 <https://snntorch.readthedocs.io/en/latest/tutorials/tutorial_5.html>`_.
+    Equals ``sum(torch.nn.CrossEntropyLoss(weight, reduction=reduction)(mem[t], targets) for t in range(T))``, in the
+    dtype of the membranes.
 
     Example::
 
-        >>> import torch
-        >>> from snnfast import losses
-        >>> losses.ce_membrane_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
+        >>> ce_membrane_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
         tensor(57.5646)
-
-    Source: snnTorch's `tutorial 5 <https://snntorch.readthedocs.io/en/latest/tutorials/tutorial_5.html>`_.
     """
 
     def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
@@ -238,30 +182,17 @@ class ce_membrane_loss(Loss):
 class ce_temporal_loss(Loss):
     """Cross-entropy of the inverted time of the first spike of each neuron: the right class should be the first.
 
-    Times and their gradients are those of :class:`mse_temporal_loss`.
+    Times and their gradients are those of :class:`mse_temporal_loss`. The result has the dtype of the spikes.
 
     Args:
         inverse: ``"negate"``: ``-time``; ``"reciprocal"``: ``1 / (time + 1)``.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``; the mean is over the samples, weighted as in PyTorch.
-        weight: Factor per class, ``[classes]``.
-
-    Returns:
-        When called with ``spk_rec`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B]``, in the dtype of
-        the spikes.
-
-    Raises:
-        TypeError, ValueError: As listed at the top of the module; another ``inverse``.
 
     Example::
 
-        >>> import torch
-        >>> from snnfast import losses
         >>> spk_rec = torch.zeros(25, 1, 10)
         >>> spk_rec[20, 0, 3] = 1
-        >>> losses.ce_temporal_loss()(spk_rec, torch.tensor([3]))
+        >>> ce_temporal_loss()(spk_rec, torch.tensor([3]))
         tensor(0.1526)
-
-    Source: ``snntorch.functional.ce_temporal_loss``.
     """
 
     def __init__(self, inverse: str = "negate", reduction: str = "mean", weight: Tensor | None = None) -> None:
@@ -285,22 +216,12 @@ class mse_count_loss(PopulationLoss):
 
     The neuron of the right class should spike ``int(correct_rate * T)`` times, and each of the others
     ``int(incorrect_rate * T)`` times. With a population code, the neurons of a class together should spike
-    ``N / num_classes`` times as often.
+    ``N / num_classes`` times as often. The result is float32, or float64 if the spikes are, and ``[B, classes]`` with
+    ``"none"``. The idea is of S. B. Shrestha, G. Orchard, *SLAYER*, NeurIPS 2018.
 
     Args:
         correct_rate: Spikes per step of the right class, 0 to 1.
         incorrect_rate: Spikes per step of the other classes, 0 to 1.
-        population_code: Add the spikes of each class's neurons.
-        num_classes: Number of classes of a population code.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        weight: Factor per class, ``[classes]``.
-
-    Returns:
-        When called with ``spk_out`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B, classes]``. It is
-        float32, or float64 if the spikes are. With a population code it has PyTorch's default dtype.
-
-    Raises:
-        TypeError, ValueError: As listed at the top of the module; ``num_classes`` is missing or does not divide ``N``.
 
     Note:
         snnTorch multiplies the losses ``[B, classes]`` by weights ``[B]``, which fails unless ``B`` is 1 or the number
@@ -309,12 +230,8 @@ class mse_count_loss(PopulationLoss):
 
     Example::
 
-        >>> import torch
-        >>> from snnfast import losses
-        >>> losses.mse_count_loss(correct_rate=0.8)(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
+        >>> mse_count_loss(correct_rate=0.8)(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
         tensor(1.6000)
-
-    Source: ``snntorch.functional.mse_count_loss``, after S. B. Shrestha, G. Orchard, *SLAYER*, NeurIPS 2018.
     """
 
     def __init__(
@@ -346,33 +263,22 @@ class mse_count_loss(PopulationLoss):
 class mse_membrane_loss(Loss):
     """Squared error of the membranes, averaged over the steps.
 
+    The result is float32, or float64 with a float64 weight, and ``[1]`` instead of ``[]``, but for the mean of a
+    weighted loss; ``[B, N]`` with ``"none"``.
+
     Args:
-        time_var_targets: The targets change with time: they are ``[T, B]``.
+        time_var_targets: The targets change with time: they are ``[T, B]``. snnTorch fails on these.
         on_target: Wanted membrane of the right class.
         off_target: Wanted membrane of the other classes. As in snnTorch, a negative ``off_target`` below ``on_target``
             counts as 0.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        weight: Factor per class, ``[classes]``.
-
-    Returns:
-        When called with membranes ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[1]``; with ``"none"`` ``[B, N]``;
-        ``[]`` for the mean of a weighted loss. It is float32 whatever the membranes are, and float64 with a float64
-        weight.
-
-    Raises:
-        TypeError, ValueError: As listed at the top of the module.
 
     Note:
-        snnTorch fails on targets ``[T, B]``, and on weights as in :class:`mse_count_loss`.
+        snnTorch fails on weights as in :class:`mse_count_loss`.
 
     Example::
 
-        >>> import torch
-        >>> from snnfast import losses
-        >>> losses.mse_membrane_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
+        >>> mse_membrane_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
         tensor([0.1000])
-
-    Source: ``snntorch.functional.mse_membrane_loss``.
     """
 
     def __init__(
@@ -410,25 +316,19 @@ class mse_temporal_loss(Loss):
 
     A neuron that stays silent counts as spiking at the last step. The derivative of a spike time is set to -1 with
     respect to that spike, and to 0 with respect to all others. For a silent neuron, the last step counts as its spike.
+    Any number but 0 is a spike. The result is float32, or float64 if the spikes or times are; ``[B, N]`` or
+    ``[F, B, N]`` with ``"none"``.
 
     Args:
         target_is_time: ``targets`` are times in steps, not labels. They are broadcastable to ``[B, N]``, or to
             ``[F, B, N]`` with ``multi_spike``. Negative times count from the end.
         on_target: Wanted time of the right class. With ``multi_spike``, one for each of ``F`` spikes.
-        off_target: Wanted time of other classes. As in snnTorch, a negative ``off_target`` below ``on_target`` counts
-            as 0. So the default ``(0, -1)`` wants *every* class to spike at the first step. For the last step, pass
-            ``T - 1``.
+        off_target: Wanted time of other classes, of the same length. As in snnTorch, a negative ``off_target`` below
+            ``on_target`` counts as 0. So the default ``(0, -1)`` wants *every* class to spike at the first step. For
+            the last step, pass ``T - 1``.
         tolerance: A time that is closer to its target than this counts as no error.
         multi_spike: Compare the first ``F`` spikes instead of one.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        weight: Factor per class, ``[classes]``. With ``target_is_time``, factor per target step.
-
-    Returns:
-        When called with ``spk_rec`` ``[T, B, N]`` (0: no spike, else: a spike) and ``targets`` ``[B]``: the loss,
-        ``[]``, ``[B, N]`` or ``[F, B, N]``. It is float32, or float64 if the spikes or times are.
-
-    Raises:
-        TypeError, ValueError: As listed at the top of the module; ``on_target`` and ``off_target`` of unequal lengths.
+        weight: With ``target_is_time``, the factor per target step.
 
     Note:
         As in snnTorch, ``multi_spike`` ignores a step for all neurons of the batch once *any* of them had a spike
@@ -437,13 +337,9 @@ class mse_temporal_loss(Loss):
 
     Example::
 
-        >>> import torch
-        >>> from snnfast import losses
-        >>> loss_fn = losses.mse_temporal_loss(on_target=0, off_target=24)
+        >>> loss_fn = mse_temporal_loss(on_target=0, off_target=24)
         >>> loss_fn(torch.zeros(25, 2, 10), torch.tensor([3, 7]))  # the right class should have spiked at once
         tensor(0.0922)
-
-    Source: ``snntorch.functional.mse_temporal_loss``.
     """
 
     def __init__(
@@ -500,26 +396,12 @@ class mse_temporal_loss(Loss):
 
 
 class l1_rate_sparsity:
-    """Penalty on the number of spikes: ``Lambda`` times their sum.
-
-    Args:
-        Lambda: Penalty of one spike.
-
-    Returns:
-        When called with ``spk_out``, of any shape (``[T, B, *]`` with ``lengths``): the penalty, ``[]``, in the dtype
-        of the spikes.
-
-    Raises:
-        TypeError: ``Lambda`` is not a number, or ``spk_out`` not a real tensor.
+    """Penalty on the number of spikes of any shape (``[T, B, *]`` with ``lengths``): ``Lambda`` times their sum.
 
     Example::
 
-        >>> import torch
-        >>> from snnfast import losses
-        >>> losses.l1_rate_sparsity(1e-3)(torch.ones(25, 2, 10))
+        >>> l1_rate_sparsity(1e-3)(torch.ones(25, 2, 10))
         tensor(0.5000)
-
-    Source: ``snntorch.functional.l1_rate_sparsity``.
     """
 
     def __init__(self, Lambda: float = 1e-5) -> None:
@@ -545,29 +427,14 @@ def accuracy_rate(
 ) -> float:
     """Accuracy by rate code: the share of samples whose class spikes most often (the first of equals).
 
-    Args:
-        spk_out: Spikes of the output layer, ``[T, B, N]``.
-        targets: Class of each sample, ``[B]``.
-        population_code: Add the spikes of each class's neurons.
-        num_classes: Number of classes of a population code.
-        lengths: As listed at the top of the module.
-
-    Returns:
-        0 to 1, NaN for an empty batch; a Python ``float``, where snnTorch's is a ``numpy.float64`` of the same value.
-
-    Raises:
-        TypeError, ValueError: As listed at the top of the module; ``num_classes`` is missing or does not divide ``N``.
+    It is a Python ``float``, 0 to 1, where snnTorch's is a ``numpy.float64`` of the same value; NaN for an empty batch.
 
     Example::
 
-        >>> import torch
-        >>> from snnfast import losses
         >>> spk_out = torch.zeros(25, 2, 10)
         >>> spk_out[:5, :, 3] = 1
-        >>> losses.accuracy_rate(spk_out, torch.tensor([3, 7]))
+        >>> accuracy_rate(spk_out, torch.tensor([3, 7]))
         0.5
-
-    Source: ``snntorch.functional.accuracy_rate``.
     """
     record = check_record("spk_out", spk_out)
     valid = steps_of("spk_out", record, lengths).only(record)
@@ -581,31 +448,16 @@ def accuracy_temporal(
     *,
     lengths: Tensor | None = None,  # [B]
 ) -> float:
-    """Accuracy by latency code: the share of samples whose class spikes first.
+    """Accuracy by latency code: the share of samples whose class spikes first, as :func:`accuracy_rate` returns it.
 
     A neuron that stays silent counts as one that spikes at the last step, and the first of equals is taken.
 
-    Args:
-        spk_out: Spikes of the output layer, ``[T, B, N]`` (0: no spike, else: a spike).
-        targets: Class of each sample, ``[B]``.
-        lengths: As listed at the top of the module.
-
-    Returns:
-        0 to 1, NaN for an empty batch; a Python ``float``, where snnTorch's is a ``numpy.float64`` of the same value.
-
-    Raises:
-        TypeError, ValueError: As listed at the top of the module.
-
     Example::
 
-        >>> import torch
-        >>> from snnfast import losses
         >>> spk_out = torch.zeros(25, 2, 10)
         >>> spk_out[4, :, 7] = 1
-        >>> losses.accuracy_temporal(spk_out, torch.tensor([3, 7]))
+        >>> accuracy_temporal(spk_out, torch.tensor([3, 7]))
         0.5
-
-    Source: ``snntorch.functional.accuracy_temporal``.
     """
     record = check_record("spk_out", spk_out)
     steps = steps_of("spk_out", record, lengths)
