@@ -13,15 +13,9 @@ from .peers.spikingjelly import PREFIX as JELLY
 from .registry import DIRECTIONS, Case
 from .runner import Row
 
-# Bars of snnfast alone, by the value of its row: the title, and whether it is a least or a most.
-FLOOR, SAVED, HELD, ACCURACY, DIFFERENCE = "copy_", "saved", "held", "accuracy", "difference"
-OF_ITSELF = {
-    FLOOR: ("time / copy_", False),
-    SAVED: ("bytes saved", False),
-    HELD: ("bytes held", False),
-    ACCURACY: ("test accuracy", True),
-    DIFFERENCE: ("difference from the test accuracy of snnTorch", False),
-}
+# Bars of snnfast alone, by the value of its row: the most that it may be.
+FLOOR, SAVED, HELD = "copy_", "saved", "held"
+OF_ITSELF = {FLOOR: "time / copy_", SAVED: "bytes saved", HELD: "bytes held"}
 # A time of snnfast, used in another way, is at most a multiple of ours. Not with spikes as numbers: bits are faster.
 OWN = (OURS, CHECKPOINT, RECORDED, WITH_LOSS, BACKEND)
 
@@ -88,8 +82,6 @@ BARS: dict[str, Limits] = {
     "spikingjelly [4, 32, 64, 32, 32] float32, LIFNode, forward + backward": {JELLY: 8},
     "spikingjelly [25, 128, 1000] float32, LIFNode, forward + backward": {JELLY: 8},
     "long [1000, 1, 100] float32, forward + backward": {LOOP: 350},
-    "compile [25, 16, 784] float32, forward + backward": {(NETWORK, RECORDED): 8, (NETWORK, WITH_LOSS): 8},
-    "epoch [25, 128, 784] float32, forward + backward": {ACCURACY: 0.905, DIFFERENCE: 0.005},
     **{
         f"products [25, 128, 1024] float32, {direction}, {rate} spikes": {DENSE: limit}
         for rate, limits in (
@@ -150,12 +142,11 @@ def judge(
     for of, limit in limits_of(case).items():
         bar = partial(Bar, bar=limit)
         if of in OF_ITSELF:
-            title, at_least = OF_ITSELF[of]
             if of == FLOOR and not snnfast.config()["CPU instructions"].startswith("avx512"):
                 bar = partial(Bar, bar=limit * SHORT_REGISTERS)
             row = found.get(OURS)
-            value = None if row is None else _of_itself(of, row, found.get(LOOP))
-            bars.append(bar(f"{case.name}: {title}", value, at_least=at_least, required=of in asked))
+            value = None if row is None else _of_itself(of, row)
+            bars.append(bar(f"{case.name}: {OF_ITSELF[of]}", value, required=of in asked))
             problem = "" if row is None else row.problem
         else:
             above, below = of if isinstance(of, tuple) else (of, OURS)
@@ -172,12 +163,9 @@ def judge(
     return bars
 
 
-def _of_itself(of: str, ours: Row, theirs: Row | None) -> float | None:
+def _of_itself(of: str, ours: Row) -> float | None:
     if of == FLOOR:
         return None if ours.share_of_copy is None else 1 / ours.share_of_copy
-    if of == DIFFERENCE:
-        accuracies = [row.accuracy for row in (ours, theirs) if row is not None and row.accuracy is not None]
-        return abs(accuracies[0] - accuracies[1]) if len(accuracies) == 2 else None
     return getattr(ours, of)
 
 

@@ -23,7 +23,6 @@ NAMES = "; ".join(f"from {module} import *" for module in MODULES)
 LAYER = "lif [25, 128, 1000] float32, forward + backward"
 LARGE = "lif [100, 128, 1024] float32, forward + backward"
 STEP = TUTORIAL5.name
-EPOCH = "epoch [25, 128, 784] float32, forward + backward"
 CONV_INFERENCE = "conv [25, 32, 1, 28, 28] float32, beta=0.5, surrogate=fast_sigmoid, forward"
 CONV = f"{CONV_INFERENCE} + backward"
 DEEP_INFERENCE = "events [25, 128, 784] float32, 784-1000-1000-10, trained on MNIST, forward"

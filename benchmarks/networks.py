@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CHANNELS = (12, 64)
 FEATURES = CHANNELS[1] * 4 * 4  # of 28 x 28 pixels after two convolutions of 5 x 5, each pooled by 2
 
-WHOLE = (*NETWORKS, SEQUENCE, "compile", "epoch")  # kinds of cases whose neurons are those of a network
+WHOLE = (*NETWORKS, SEQUENCE)  # kinds of cases whose neurons are those of a network
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

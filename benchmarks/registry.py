@@ -69,7 +69,7 @@ class Case:
     """One workload: ``kind`` names what computes it, in :mod:`benchmarks.workloads` or :mod:`benchmarks.runner`."""
 
     suite: str
-    # layer, loop, recurrent, pair, product, norm, collection, sequence, scaling, public, compile, epoch, or a network
+    # layer, loop, recurrent, pair, product, norm, collection, sequence, scaling, public, or a network
     kind: str
     T: int
     B: int
@@ -225,12 +225,10 @@ def suites(device: str) -> dict[str, list[Case]]:
         "inference": [
             Case("inference", "layer", 100, 128, (1024,), backward=False, quick=True),
         ],
-        "compile": [Case("compile", "compile", T, 16, (784,), stored=T <= 100) for T in (25, 100, 1000)],
         "spikingjelly": [
             Case("spikingjelly", "layer", T, B, shape, neuron=NODE)
             for T, B, shape in ((4, 32, (64, 32, 32)), (25, 128, (1000,)))
         ],
-        "epoch": [Case("epoch", "epoch", 25, 128, (784,), stored=True)],
     }
 
 

@@ -118,7 +118,6 @@ COLUMNS = (
     ("saved", "saved", "{:.2f}", 1),
     ("held", "held", "{:.2f}", 1),
     ("peak", "peak", "{:.1f}", 1),
-    ("accuracy", "accuracy", "{:.4f}", 1),
     ("first s", "first", "{:.2f}", 1),
     ("others ms", "varied", "{:.3f}", 1e3),
 )

@@ -15,7 +15,6 @@ import snnfast
 
 from .measure import alternate, available, kept, peak_on_cpu, peak_on_gpu, seconds_of, seconds_on_gpu
 from .networks import neuron_steps
-from .once import ONCE
 from .peers import PEERS, Peer, Unsupported
 from .peers.ours import OURS, RECORDED
 from .registry import POOLED, SCALING, Case
@@ -46,7 +45,6 @@ class Row:
     saved: float | None = None  # bytes per neuron-step, as the next two
     held: float | None = None
     peak: float | None = None  # on a GPU, or of the kind scaling
-    accuracy: float | None = None  # of the test images, after an epoch
     agree: float | None = None  # share of the spikes that are ours
     first: float | None = None  # of the collection: CPU seconds of the first call, which compiles
     varied: float | None = None  # of the collection: mean seconds of calls of which each has other sizes
@@ -81,15 +79,13 @@ def run_case(
     """Measure ``names``; ours comes first where it fits, and a row without a measurement says why."""
     first = [OURS] if PEERS[OURS].fits(case) else []
     rows = {name: Row(case.name, name) for name in dict.fromkeys([*first, *names])}
-    data = None
-    if case.kind not in ONCE:
-        if any(PEERS[name].compiled for name in rows):
-            torch._dynamo.reset()  # shapes of other cases would make this one's dynamic
-        try:
-            _check_size(case, True, device, patience)
-            data = make_data(case, device)
-        except Unsupported as error:
-            return [replace(row, problem=str(error)) for row in rows.values()]
+    if any(PEERS[name].compiled for name in rows):
+        torch._dynamo.reset()  # shapes of other cases would make this one's dynamic
+    try:
+        _check_size(case, True, device, patience)
+        data = make_data(case, device)
+    except Unsupported as error:
+        return [replace(row, problem=str(error)) for row in rows.values()]
     functions: dict[str, Callable[[], object]] = {}
     twice: dict[str, list[float]] = {}
     with _fused(case, device):
@@ -98,9 +94,6 @@ def run_case(
             try:
                 if problem := peer.missing(device) or ("" if peer.fits(case) else UNFIT):
                     raise Unsupported(problem)
-                if data is None:
-                    vars(row).update(ONCE[case.kind](case, peer))
-                    continue
                 functions[name] = _prepare(case, peer, data, row, patience, not rows.get(OURS, row).problem)
                 taken = [seconds_of(functions[name])]
                 if taken[0] > max(2 * seconds, 1.0):  # or a slow moment: once more

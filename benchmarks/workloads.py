@@ -293,12 +293,10 @@ def _scaling(case: Case, data: Data, checkpoint: bool) -> Candidate:
 class Network:
     """A network, its loss and its training step with Adam: with given weights or the same at first for all peers."""
 
-    def __init__(
-        self, case: Case, peer: Peer, device: torch.device, weights: Sequence[Tensor] = (), seed: int = 0
-    ) -> None:
+    def __init__(self, case: Case, peer: Peer, device: torch.device, weights: Sequence[Tensor] = ()) -> None:
         if peer.with_loss and not case.backward:
             raise Unsupported("has no loss here")
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         net = OverTime(case, lambda: peer.make(case, device)) if peer.network is None else peer.network(case)
         self.net: Any = net.to(device)
         compiled = peer.compile or (lambda loop: loop)

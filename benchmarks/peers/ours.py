@@ -84,11 +84,11 @@ def loss(mem_rec: Tensor, labels: Tensor) -> Tensor:
     return snnfast.losses.ce_membrane_loss()(mem_rec, labels)
 
 
-LOOPS = (*NETWORKS, "recurrent", "compile")
+LOOPS = (*NETWORKS, "recurrent")
 PEERS = [
     Peer(
         OURS, "snnfast", make, network=OverTime, loss=loss,
-        kinds=(*KINDS, SEQUENCE, SCALING, "pair", "recurrent", "product", "norm", POOLED, "epoch"),
+        kinds=(*KINDS, SEQUENCE, SCALING, "pair", "recurrent", "product", "norm", POOLED),
         neurons=tuple(NEURONS),
     ),
     Peer(CHECKPOINT, "snnfast", make, network=in_parts, loss=loss, kinds=(SEQUENCE, SCALING)),
@@ -109,7 +109,7 @@ PEERS = [
     ),
     Peer(
         WITH_LOSS, "snntorch", make, network=snntorchs_loop, looped=True, compile=snnfast.compile, with_loss=True,
-        compiled=True, kinds=(*NETWORKS, "compile"),
+        compiled=True, kinds=NETWORKS,
     ),
     Peer(PRODUCTS, "snntorch", make, compiled=True, kinds=("collection",)),
     Peer(DENSE, "torch", make, kinds=("product",)),

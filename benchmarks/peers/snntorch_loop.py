@@ -60,13 +60,13 @@ def make_compiled(case: Case, device: torch.device) -> Neuron:
 PEERS = [
     Peer(
         LOOP, "snntorch", make, network=network, looped=True,
-        kinds=(*KINDS, SEQUENCE, "recurrent", "collection", "epoch"),
+        kinds=(*KINDS, SEQUENCE, "recurrent", "collection"),
         neurons=SNNTORCH,
     ),
     Peer(HOISTED, "snntorch", make, kinds=NETWORKS),
     Peer(COMPILED, "snntorch", make_compiled, compiled=True, kinds=("layer", "loop"), neurons=SNNTORCH),
     Peer(
         NETWORK, "snntorch", make, network=network_to_compile, looped=True, compile=compile_, compiled=True, slow=True,
-        kinds=(*NETWORKS, "compile"),
+        kinds=NETWORKS,
     ),
 ]  # fmt: skip
