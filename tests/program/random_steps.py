@@ -62,25 +62,11 @@ SMOOTH = (
 )  # fmt: skip
 # What programs do not know, for the most part.
 ODD = (
-    "torch.eq({a}, {b}) * 0.5 + {a}", "torch.where({a} == {b}, 1.0, 0.0).to({a}.dtype)", "{b}.lerp({a}, 0.5)",
-    "torch.addcmul({a}, {a}, {b}, value=0.5)", "{a} % 0.75", "{a} // 0.5", "torch.frac({a})", "{a}.nan_to_num(0.0)",
-    "F.threshold({a}, 0.25, 0.5)", "F.softshrink({a})", "F.hardsigmoid({a})", "torch.copysign({a}, {b})",
-    "{a}.unsqueeze(0).squeeze(0) + {b}", "torch.stack(({a}, {b})).sum(0)", "{a}.fmod(0.75)", "torch.fmax({a}, {b})",
-    "{a}.addcdiv({a}, {b}.abs() + 1.0, value=0.5)", "F.softplus({a})", "F.silu({a})", "torch.erf({a})",
-    "torch.atan({a})", "torch.cos({a}) * {b}", "F.elu({a})", "F.gelu({a})", "torch.expm1({a}.clamp(-1, 1))",
-    "F.logsigmoid({a})", "torch.log1p({a}.abs())", "torch.zeros(x.shape) + {a}",
-    "torch.ones(x.shape[-1], dtype=x.dtype) * {a}", "{a}.flatten().view_as(x)", "torch.arange(x.shape[-1]) * {a}",
-    "{a} + torch.zeros(2, 2)", "{a}.T.T", "{a}.transpose(0, -1).transpose(0, -1)", "{a} * torch.ones(2)",
-    "{a}[None][0]", "{a}.unflatten(0, (1, -1))[0]", "{a} - {a}.mean()", "{a}.cumsum(-1)", "{a}.flip(0)",
-    "{a}.roll(1, -1)", "{a}.sort(-1).values", "{a}.softmax(-1)",
-    "torch.linspace(0, 1, x.shape[-1], dtype=x.dtype) * {a}", "torch.eye(2) * {a}", "{a} + torch.rand_like({a})",
-    "torch.chunk({a}, 1)[0] * {b}", "{a}.unbind(0)[0] + {b}", "{a}.narrow(0, 0, len({a}))", "{a} + {a}[..., :1]",
-    "{a}.repeat(*[1] * {a}.dim())", "{a}.permute(*range({a}.dim()))",
-    "{a}.flatten(0)[torch.arange(x.numel())].view(x.shape)", "{a} @ {a}", "{a}.sum() * 0.1 + {b}", "{a}.max() + {b}",
-    "{a}.squeeze().view(x.shape)", "torch.cat([{a}])", "{a}.half().to(x.dtype)", "{a}.float()",
-    "{a}.to(torch.int32).to(x.dtype)", "{a}.long() + {b}", "torch.ones(3) * {a}", "x.new_ones(x.shape[-1]) * {a}",
-    "{a}.as_strided({a}.shape, {a}.stride())", "torch.ones(()) * {a}", "torch.tensor([0.5, 0.5]) * {a}",
-    "{a} * (torch.rand(()) > 2)",
+    "{b}.lerp({a}, 0.5)", "torch.addcmul({a}, {a}, {b}, value=0.5)", "{a} % 0.75", "F.threshold({a}, 0.25, 0.5)",
+    "torch.stack(({a}, {b})).sum(0)", "F.softplus({a})", "torch.cos({a}) * {b}", "{a} - {a}.mean()", "{a}.cumsum(-1)",
+    "torch.zeros(x.shape) + {a}", "torch.arange(x.shape[-1]) * {a}", "{a} + torch.zeros(2, 2)", "{a}.T.T",
+    "{a}.unsqueeze(0).squeeze(0) + {b}", "{a} + torch.rand_like({a})", "{a} + {a}[..., :1]", "{a}.half().to(x.dtype)",
+    "{a} @ {a}", "{a}.to(torch.int32).to(x.dtype)", "torch.tensor([0.5, 0.5]) * {a}", "{a} * (torch.rand(()) > 2)",
 )  # fmt: skip
 # Names that are assigned, and then written to.
 WRITES = (
@@ -109,25 +95,16 @@ ODD_WRITES = (
 # By ways that call no operator, or that are no plain operators.
 UNSEEN = (
     "{c} = {a}.detach().clone()\n{c}.apply_(lambda v: v * 0.5)",
-    "{c} = {a}.detach().clone()\n{c}.numpy()[...] *= 0.5",
-    "{c} = {a}.detach().clone()\n{c}.map_({b}.detach(), lambda v, w: v + w)",
-    "{c} = {a}.detach() * 1\n{c}.data = {b}.detach().clone()", "{c} = torch.from_numpy({a}.detach().numpy() * 0.5)",
-    "{c} = {a}.detach().clone()\ntorch.from_numpy({c}.numpy()).mul_(0.5)",
-    "{c} = torch.tensor({a}.tolist(), dtype=x.dtype)", "{c} = {a}.detach().clone()\n{c}.untyped_storage().fill_(0)",
-    "{c} = torch.as_tensor(np.tanh({a}.detach().numpy()))", "{c} = copy.deepcopy({a}.detach()) * {b}",
-    "{c} = {a}.detach().clone()\n{c}.storage().fill_(0.5)", "{c} = torch.from_dlpack({a}.detach()) * {b}",
-    "{c} = {a}.detach().clone()\ntorch.utils.swap_tensors({c}, {c} * 0.5)", "{c} = {a}.clone().share_memory_()",
-    "{c} = {a}.detach().clone()\nmemoryview({c}.numpy()).cast('B')[:] = bytes({c}.nbytes)",
+    "{c} = {a}.detach().clone()\n{c}.numpy()[...] *= 0.5", "{c} = {a}.detach() * 1\n{c}.data = {b}.detach().clone()",
+    "{c} = torch.from_numpy({a}.detach().numpy() * 0.5)", "{c} = torch.tensor({a}.tolist(), dtype=x.dtype)",
+    "{c} = {a}.detach().clone()\n{c}.untyped_storage().fill_(0)", "{c} = copy.deepcopy({a}.detach()) * {b}",
+    "{c} = torch.from_dlpack({a}.detach()) * {b}", "{c} = {a}.clone().share_memory_()",
+    "{c} = {a}.detach().clone()\ntorch.utils.swap_tensors({c}, {c} * 0.5)",
     "{c} = torch.utils.checkpoint.checkpoint(lambda y: y * 0.5, {a}, use_reentrant=False)",
-    "{c} = torch.func.vmap(lambda y: y * 0.5)({a})", "{c} = {a}.clone()\n{c}[{b} > 0] *= 0.5",
-    "{c} = {a}.clone()\n{c}[{b} > 0] = {b}[{b} > 0]", "{c} = torch.func.grad(lambda y: (y * y).sum())({a})",
-    "{c} = torch.empty({a}.shape, dtype={a}.dtype)\ntorch.mul({a}, 0.5, out={c})",
-    "{c} = {a}.clone()\ntorch.add({a}, {b}, out={c})", "{c} = {a} + 0.25\n{c}.grad = None",
-    "{c} = {a} * 1\n{c}.tag = 1\nif hasattr({a}, 'tag'):\n    {c} = {c} * 0.5",
-    "{c} = {a} * 2\ndel {c}\n{c} = {b} * 2", "for _ in range(3):\n    {c} = {a} * 0.5\n    {d} = {c} + {b}",
-    "{c} = torch.relu(input={a})", "{c} = ({a} * 2).requires_grad_(False) if not {a}.requires_grad else {a} * 2",
-    "{c} = torch.Tensor.mul({a}, {b})", "{c} = {a}.clone()\n{c}.retain_grad() if {c}.requires_grad else None",
-    "{c} = torch.ops.aten.mul({a}, 0.5)", "{c} = {a} * 1\n{c}.resize_(x.shape)",
+    "{c} = torch.func.vmap(lambda y: y * 0.5)({a})", "{c} = torch.func.grad(lambda y: (y * y).sum())({a})",
+    "{c} = {a}.clone()\n{c}[{b} > 0] = {b}[{b} > 0]", "{c} = {a}.clone()\ntorch.add({a}, {b}, out={c})",
+    "{c} = {a} * 1\n{c}.tag = 1\nif hasattr({a}, 'tag'):\n    {c} = {c} * 0.5", "{c} = torch.relu(input={a})",
+    "for _ in range(3):\n    {c} = {a} * 0.5\n    {d} = {c} + {b}", "{c} = torch.ops.aten.mul({a}, 0.5)",
     "{c} = {a}.as_subclass(torch.Tensor) * 0.5", "{c} = torch.nn.Parameter({a}.detach()) * 1",
 )  # fmt: skip
 # What takes a number that is read.
@@ -153,29 +130,19 @@ FLAG_USES = (
 )  # fmt: skip
 # What the step asks of its arguments.
 SIZES = (
-    "x.shape[-1]", "x.shape[0]", "len(x)", "x.size(-1)", "x.numel() ** -0.5", "x.dim()", "x.ndim", "x.stride(-1)",
-    "x.stride()[0]", "x.nelement()", "x.element_size()", "x.itemsize", "x.nbytes", "x.shape.numel()",
-    "math.prod(x.shape)", "sum(x.shape)", "max(x.shape)", "mem.shape[-1]", "x.size().numel()",
-    "float(np.sqrt(x.shape[-1]))", "len(x.shape)", "mem.size(0)", "x.storage_offset()", "mem.numel()",
-    "torch.finfo(x.dtype).bits / 32", "x.untyped_storage().nbytes()", "len(list(x.shape))", "x.view(-1).shape[0]",
-    "torch.numel(x)", "np.prod(x.shape)", "mem.T.shape[0]", "(x + mem).shape[0]", "torch.zeros(x.shape).shape[-1]",
-    "len(x.stride())", "hash(x.shape) % 3", "dict([(torch.Size([2, 2]), 0.5)]).get(x.shape, 0.75)", "x[0].numel()",
-    "torch.empty_like(x).shape[0]", "x.shape[1:].numel()", "torch.broadcast_shapes(x.shape, (1,))[-1]",
+    "x.shape[-1]", "len(x)", "x.size(-1)", "x.numel() ** -0.5", "x.dim()", "x.stride(-1)", "x.element_size()",
+    "x.nbytes", "math.prod(x.shape)", "mem.shape[-1]", "len(x.shape)", "x.storage_offset()",
+    "torch.finfo(x.dtype).bits / 32", "x.untyped_storage().nbytes()", "x.view(-1).shape[0]", "np.prod(x.shape)",
+    "torch.zeros(x.shape).shape[-1]", "hash(x.shape) % 3", "x[0].numel()",
 )  # fmt: skip
 MODES = (
-    "x.size(-1) > 2", "x.is_contiguous()", "x.device.type == 'cpu'", "x.dtype == torch.float64", "x.is_cuda",
-    "torch.get_default_dtype() == torch.float64", "torch.is_grad_enabled()", "mem.requires_grad", "x.requires_grad",
-    "x.grad_fn is None", "mem.grad_fn is not None", "x.is_leaf", "torch.is_inference_mode_enabled()",
-    "x.is_inference()", "torch.is_autocast_enabled('cpu')", "torch.is_anomaly_enabled()", "type(x) is torch.Tensor",
-    "x._version == 0", "torch.compiler.is_compiling()", "x._base is None", "x.layout == torch.strided", "x is mem",
-    "x.numel() > 4", "x.shape == mem.shape", "x.shape[0] == 1", "x.numel() == 0", "hasattr(x, 'tag')",
-    "x.is_contiguous(memory_format=torch.preserve_format) if False else True", "(x * mem).requires_grad",
-    "torch.result_type(x, 1.0) == torch.float32", "torch.tensor(1.0).dtype == x.dtype",
-    "x.data_ptr() == mem.data_ptr()", "x.stride() == mem.stride()", "x.dtype is torch.float16", "x.grad is None",
-    "torch.can_cast(x.dtype, torch.float32)", "isinstance(x, nn.Parameter)", "'grad_fn' in str(x)", "x.is_meta",
-    "torch.is_autocast_enabled()", "torch._C._are_functorch_transforms_active()", "(x > 0).dtype == torch.bool",
-    "x.retains_grad", "torch.are_deterministic_algorithms_enabled()", "x.output_nr == 0", "x.is_shared()",
-    "x.is_pinned()",
+    "x.size(-1) > 2", "x.is_contiguous()", "x.device.type == 'cpu'", "x.dtype == torch.float64",
+    "torch.get_default_dtype() == torch.float64", "torch.is_grad_enabled()", "mem.requires_grad", "x.grad_fn is None",
+    "x.is_leaf", "torch.is_inference_mode_enabled()", "x.is_inference()", "torch.is_autocast_enabled('cpu')",
+    "torch.is_anomaly_enabled()", "type(x) is torch.Tensor", "x._version == 0", "torch.compiler.is_compiling()",
+    "x._base is None", "x is mem", "x.numel() == 0", "hasattr(x, 'tag')", "(x * mem).requires_grad",
+    "torch.result_type(x, 1.0) == torch.float32", "x.data_ptr() == mem.data_ptr()", "x.grad is None",
+    "'grad_fn' in str(x)", "x.retains_grad", "torch.are_deterministic_algorithms_enabled()", "x.is_shared()",
 )  # fmt: skip
 SHAPED = (
     "torch.zeros(x.shape, dtype=x.dtype) + {a}", "x.new_zeros(x.shape) + {a}", "{a}.view(-1).view(x.shape)",
@@ -191,14 +158,10 @@ SHAPED = (
 )  # fmt: skip
 # Numbers that are made of values, some by ways that call no operator.
 VALUES = (
-    "float(x.detach().numpy().sum())", "float(np.sum(x.tolist()))", "x.tolist()[0] if x.dim() == 1 else 0.5",
-    "len(repr(x.detach()))", "float(np.asarray(mem.detach()).max(initial=0))", "len(set(x.view(-1).tolist()))",
-    "float(x.sum())", "mem.max().item()", "bool((x > 0).any())", "int((mem > 0).sum())", "x.view(-1)[0].item()",
-    "float(x.detach().numpy().mean())", "torch.equal(x, mem) * 0.5", "torch.allclose(x, mem) + 0.25",
-    "sum(x.reshape(-1).tolist())", "(x.detach().numpy() > 0).sum()", "float(torch.from_dlpack(x.detach()).sum())",
-    "x.isnan().any().item()", "len(str(mem.tolist()))", "x.untyped_storage().tolist()[0]",
-    "float(next(iter(x.view(-1))))", "x.nonzero().shape[0]", "x.detach().storage()[0]",
-    "float(f'{x.mean().item():.2f}')", "mem.count_nonzero().item()", "x.unique().numel()",
+    "float(x.detach().numpy().sum())", "x.tolist()[0] if x.dim() == 1 else 0.5", "len(repr(x.detach()))",
+    "float(x.sum())", "mem.max().item()", "bool((x > 0).any())", "torch.equal(x, mem) * 0.5",
+    "float(torch.from_dlpack(x.detach()).sum())", "x.untyped_storage().tolist()[0]", "float(next(iter(x.view(-1))))",
+    "x.nonzero().shape[0]",
     "float(copy.deepcopy(x.detach()).numpy().min(initial=0))",
 )  # fmt: skip
 
@@ -231,7 +194,6 @@ NUMBERS_OUTSIDE = {
     "global of another type": _outside(
         "$n = 1", "$n", *_rebound("True", "1.0", "np.float32(1)", "torch.tensor(1.0)", "np.int64(1)")
     ),
-    "bool": _outside("$n = True", "$n", *_rebound("1", "1.0")),
     "zero": _outside("$n = 0.0", "$n", *_rebound("-0.0", "False", "0")),
     "half": _outside(
         "$n = 0.5", "$n", *_rebound("float('nan')", "np.float64(0.75)", "np.float32(0.75)", "torch.tensor(0.75)")
@@ -239,13 +201,10 @@ NUMBERS_OUTSIDE = {
     "attribute of an option": _option("$n.a", "${n}_BOX", definition="${n}_BOX = Box(a=$a)", change="${n}_BOX.a = $b"),
     "option True": _option("$n", "True", "1", "1.0", "0.5"),
     "option False": _option("$n", "False", "0", "0.0", "-0.0"),
-    "option None": _option("(0.75 if $n is None else $n)", "None", "1", "True", "0.5", "0.0", "-0.0"),
     "option NaN": _option(
         "(0.75 if $n is None else $n)", "None", "float('nan')", "0.5", "np.float32(0.5)", "np.float64(0.5)"
     ),
     "option tensor": _option("$n", "True", "torch.tensor(0.5)", "0.5"),
-    "option tuple": _option("$n[0]", "(1,)", "(True,)", "(1.0,)", "(0.0,)", "(-0.0,)"),
-    "option frozenset": _option("next(iter($n))", "frozenset([1])", "frozenset([True])", "frozenset([2])"),
     "option list": _option("$n[0]", "[$a]", "[$b]", change="LAYERS[0].$n[0] = $b"),
     "option equal to others": _option(
         "$n.a",
@@ -269,8 +228,6 @@ NUMBERS_OUTSIDE = {
         "${n}_.B",
         definition="class ${n}_(enum.IntEnum):\n    A = 1\n    B = 2",
     ),
-    "nested object": _outside("$n = Box(inner=Box(a=$a))", "$n.inner.a", "$n.inner.a = $b", "$n.inner = Box(a=$b)"),
-    "object in a list": _outside("$n = [Box(a=$a)]", "$n[0].a", "$n[0].a = $b", "$n[0] = Box(a=$b)"),
     "deep": _outside("$n = Box(layers=[{'k': (Box(a=$a),)}])", "$n.layers[0]['k'][0].a", "$n.layers[0]['k'][0].a = $b"),
     "dict": _outside(
         "$n = {'a': $a, 1: 0.5}",
@@ -287,18 +244,6 @@ NUMBERS_OUTSIDE = {
         "$n.reverse()",
         "$n[:] = [$b, $a]",
     ),
-    "set": _outside(
-        "$n = {1, 2}", ("len($n) * 0.25", "(1 in $n) * 0.5", "(3 in $n) + 0.25"), "$n.add(3)", "$n.discard(1)"
-    ),
-    "tuple": _outside(
-        "$n = collections.namedtuple('T', 'a b')($a, $b)", ("$n.a", "$n[0]"), *_rebound("$n._replace(a=$b)")
-    ),
-    "array": _outside(
-        "$n = np.array([$a, 0.5])",
-        ("$n[0]", "float($n[0])", "$n.sum()", "$n.mean().item()"),
-        "$n[0] = $b",
-        "$n[:] = $b",
-    ),
     "class attribute": _outside(
         "class ${n}_:\n    a = $a\n\n\n$n = ${n}_()",
         ("$n.a", "${n}_.a", "getattr($n, 'a')", "${n}_().a"),
@@ -312,31 +257,18 @@ NUMBERS_OUTSIDE = {
         ("$n.a", "$n()", "$n._a"),
         "$n._a = $b",
     ),
-    "__getattr__": _outside(
-        "class ${n}_:\n    table = {'a': $a}\n\n    def __getattr__(self, name):\n"
-        "        return self.table[name]\n\n\n$n = ${n}_()",
-        "$n.a",
-        "${n}_.table['a'] = $b",
-    ),
     "defaults": _outside(
         "def $n(y, k=$a, *, j=$a):\n    return y * k + j",
         "$n(1.0)",
         "$n.__defaults__ = ($b,)",
         "$n.__kwdefaults__ = dict(j=$b)",
     ),
-    "function attribute": _outside("def $n():\n    return $n.k\n\n\n$n.k = $a", ("$n.k", "$n()"), "$n.k = $b"),
-    "global of a function": _outside("${n}_k = $a\n\n\ndef $n():\n    return ${n}_k", "$n()", OTHER_K),
     "global of an inner function": _outside(
         "${n}_k = $a\n\n\ndef $n():\n    def inner():\n        return [${n}_k for _ in range(2)][0]\n"
         "    return inner()",
         "$n()",
         OTHER_K,
     ),
-    "globals()": _outside(
-        "${n}_k = $a\n\n\ndef $n():\n    return globals()['${n}_k']", ("$n()", "eval('${n}_k')"), OTHER_K
-    ),
-    "lambda": _outside("${n}_k = $a\n$n = lambda: ${n}_k * 1", "$n()", OTHER_K),
-    "rebound function": _outside("def $n():\n    return $a", "$n()", *_rebound("lambda: $b")),
     "partial": _outside(
         "$n = functools.partial(lambda y, k: y * k, k=$a)",
         "$n(0.5)",
@@ -349,13 +281,6 @@ NUMBERS_OUTSIDE = {
         OTHER_K,
         "global ${n}_k\n${n}_k = $b\n$n.cache_clear()",
     ),
-    "context manager": _outside(
-        "${n}_k = $a\n\n\n@contextlib.contextmanager\ndef $n():\n    yield ${n}_k", "$n().__enter__()", OTHER_K
-    ),
-    "dispatched": _outside(
-        "${n}_k = $a\n\n\n@functools.singledispatch\ndef $n(y):\n    return ${n}_k * y", "$n(1.0)", OTHER_K
-    ),
-    "context variable": _outside("$n = contextvars.ContextVar('$n', default=$a)", "$n.get()", "$n.set($b)"),
     "environment": _outside(
         "os.environ['STEP_FUZZ_$n'] = '$a'", "float(os.environ['STEP_FUZZ_$n'])", "os.environ['STEP_FUZZ_$n'] = '$b'"
     ),
@@ -372,7 +297,6 @@ NUMBERS_OUTSIDE = {
         "$n.k = $b",
         "$n.train(not $n.training)",
     ),
-    "Python module": _outside("$n = types.ModuleType('$n')\n$n.k = $a", "$n.k", "$n.k = $b"),
     "number of another class": _outside(
         "class ${n}_(float):\n    k = $a\n\n    def __mul__(self, other):\n"
         "        return other * self.k\n\n    __rmul__ = __mul__\n\n\n"
@@ -380,21 +304,12 @@ NUMBERS_OUTSIDE = {
         ("($n * 1.0)", "$n"),
         "${n}_.k = $b",
     ),
-    "like a number": _outside(
-        "class ${n}_:\n    k = $a\n\n    def __float__(self):\n        return self.k\n\n    def __bool__(self):\n"
-        "        return self.k > 0.4\n\n\n$n = ${n}_()",
-        ("float($n)", "(0.25 if $n else 0.75)"),
-        "$n.k = $b",
-    ),
 }
 FLAGS_OUTSIDE = {
     "string": _outside("$n = 'soft'", "$n == 'soft'", *_rebound("'hard'")),
-    "flag": _outside("$n = True", ("$n", "not $n", "$n is True"), *_rebound("not $n")),
     "None": _outside("$n = None", "$n is None", *_rebound("0.5")),
-    "member": _outside("$n = {}", "'on' in $n", "$n.clear() if 'on' in $n else $n.update(on=1)"),
     "string option": _option("$n == 'hard'", "'soft'", "'hard'"),
     "training": _outside("$n = nn.Identity()", "$n.training", "$n.train(not $n.training)"),
-    "has an attribute": _outside("$n = Box()", "hasattr($n, 'on')", "$n.on = 1"),
     "is the same": _outside("$n = Box()\n${n}_first = $n", "$n is ${n}_first", *_rebound("Box()")),
 }
 # Functions of a tensor that change.
@@ -402,13 +317,7 @@ FUNCTIONS_OUTSIDE = {
     "function in a dict": _outside(
         "$n = {'f': torch.relu}", "$n['f']({a})", "$n['f'] = torch.abs", "$n['f'] = torch.neg"
     ),
-    "name of a function": _outside("$n = 'relu'", "getattr(torch, $n)({a})", *_rebound("'abs'")),
-    "rebound": _outside("$n = torch.relu", "$n({a})", *_rebound("torch.floor")),
-    "function of an object": _outside("$n = Box(f=torch.sign)", "$n.f({a})", "$n.f = F.hardtanh"),
     "function as an option": _option("$n({a})", "torch.relu", "torch.abs", "torch.neg"),
-    "code": _outside(
-        "def $n(y):\n    return torch.relu(y)", "$n({a})", "$n.__code__ = (lambda y: torch.abs(y)).__code__"
-    ),
     "closure": _outside(
         "def ${n}_make(k):\n    def set_(value):\n        nonlocal k\n        k = value\n"
         "    return lambda y: y * k, set_\n\n\n"
@@ -416,14 +325,7 @@ FUNCTIONS_OUTSIDE = {
         "$n({a})",
         "${n}_set($b)",
     ),
-    "method": _outside(
-        "class ${n}_:\n    k = $a\n\n    def scale(self, y):\n        return y * self.k\n\n\n$n = ${n}_().scale",
-        "$n({a})",
-        "$n.__self__.k = $b",
-    ),
     "LeakyReLU": _outside("$n = nn.LeakyReLU(0.25)", "$n({a})", "$n.negative_slope = 0.5"),
-    "Hardtanh": _outside("$n = nn.Hardtanh(-1.0, 1.0)", "$n({a})", "$n.max_val = 0.25"),
-    "Dropout": _outside("$n = nn.Dropout(0.5).eval()", "$n({a})", "$n.p = 0.25"),
     "Sequential": _outside(
         "$n = nn.Sequential(nn.ReLU())", "$n({a})", "$n.append(nn.LeakyReLU(0.5))", "$n[0] = nn.Hardtanh()"
     ),
@@ -482,12 +384,6 @@ SPIKES_OUTSIDE = {
         "${n}_one.alpha = 4.0",
         "${n}_one.spiking = False",
     ),
-    "like SpikingJelly's, as an option": _option(
-        "$n({a})", "${n}_one", definition=_SPIKINGJELLY, change="${n}_one.alpha = abs($b) + 1"
-    ),
-    "surrogate": _outside(
-        "$n = surrogate.atan(2.0)", "snnfast.spike({a}, $n)", *_rebound("surrogate.fast_sigmoid(4.0)")
-    ),
     "surrogate as an option": _option("$n({a})", "surrogate.atan()", "surrogate.atan(4.0)", "surrogate.triangular()"),
     "plain surrogate": _outside(
         "",
@@ -531,19 +427,15 @@ BACKWARDS = (
 # of it after a call.
 OWN_CHANGES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "counter": ("$n = 0", "global $n\n$n += 1", ("", "($n % 2)", "($n * 0.125)"), "$n"),
-    "counter that is late": ("$n = Box(n=0)", "$n.n += 1", ("($n.n > 3)",), "$n.n"),
     "error that is late": (
         "$n = Box(n=0)",
         "$n.n += 1\nif $n.n > 3:\n    raise OverflowError('too many')",
         ("",),
         "$n.n",
     ),
-    "attribute": ("$n = Box(n=0)", "$n.n += 1", ("", "$n.n * 0.125"), "$n.n"),
-    "list": ("$n = []", "$n.append(1)", ("", "len($n) * 0.125"), "len($n)"),
     "Counter": ("$n = collections.Counter()", "$n[x.dtype] += 1", ("", "sum($n.values()) * 0.25"), "sum($n.values())"),
     "iterator": ("$n = iter([0.25, 0.5, 0.75] * 1000)", "", ("next($n)",), ""),
     "random": ("$n = random.Random(0)", "", ("$n.random()",), ""),
-    "NumPy's random": ("$n = np.random.default_rng(0)", "", ("$n.random()",), ""),
     "property": (
         "class ${n}_:\n    n = 0\n\n    @property\n    def a(self):\n        self.n += 1\n"
         "        return self.n * 0.125\n\n\n$n = ${n}_()",
@@ -552,7 +444,6 @@ OWN_CHANGES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
         "$n.n",
     ),
     "toggle": ("$n = Box(on=False)", "$n.on = not $n.on", ("(0.5 if $n.on else 0.25)",), "$n.on"),
-    "pop": ("$n = [0.5, 0.25, 0.75] * 100", "", ("$n.pop()",), "len($n)"),
     "tensor": ("$n = torch.zeros(())", "$n.add_(0.25)", ("", "$n", "$n.item()"), "$n.item()"),
     "last value": (
         "$n = Box(last=None)",
@@ -570,18 +461,12 @@ OWN_CHANGES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
 }
 TRIED = (
     "try:\n    {c} = {a} - {a}.mean()\nexcept (ValueError, RuntimeError):\n    {c} = {a} * 0.5",
-    "try:\n    {c} = {a} - {a}.sum()\nexcept Exception:\n    {c} = {a} * 0.5",
     "{c} = {a} * 0.5\nwith contextlib.suppress(Exception):\n    {c} = {a}.cumsum(0)",
     "try:\n    {c} = {a} * {d}['k']\nexcept KeyError:\n    {c} = {a} * 0.5",
     "try:\n    {c} = {a}.view(2, 2).view(x.shape)\nexcept RuntimeError:\n    {c} = {a} * 0.5",
-    "try:\n    {c} = ({a} + torch.ones(3, dtype=x.dtype)).view(x.shape)\nexcept RuntimeError:\n    {c} = {a} * 0.5",
-    "try:\n    raise ValueError\nexcept ValueError:\n    {c} = {a} * {k}",
     "try:\n    {c} = {a} * 0.5\nfinally:\n    {c} = {b} * {k}",
     "try:\n    {c} = x.reshape(x.shape[0], x.shape[1]) * {k}\nexcept IndexError:\n    {c} = {a}",
-    "try:\n    {c} = {a} if bool((x > 100).any()) else {b}\nexcept Exception:\n    {c} = {a} * 0.25",
-    "try:\n    {c} = {a} + float(x.sum())\nexcept ValueError:\n    {c} = {a} * 0.25",
     "try:\n    {c} = torch.relu({a}, 1, 2)\nexcept TypeError:\n    {c} = torch.relu({a})",
-    "assert x.shape[-1] < 4, 'too wide'\n{c} = {a} * {k}",
     "if x.shape[-1] > 4:\n    raise ValueError('too wide')\n{c} = {a} * {k}",
 )
 INNER_LAYERS = (

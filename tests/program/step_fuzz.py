@@ -9,22 +9,21 @@ Each program that differs is printed as Python, which ``python tests/program/ste
 N --cases 1`` repeats number N.
 """
 
-import argparse
 import contextlib
 import functools
 import linecache
-import multiprocessing
 import os
 import sys
-import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest has it
+import fuzzing
+from fuzzing import Found
 from random_steps import StepProgram
 from torch import Tensor, nn
 
@@ -442,52 +441,24 @@ def judged(ours: Seen, theirs: Seen, call: dict[str, Any], smooth: bool, changes
     return ("step by step" if ours.said and not call.get("lengths") else "equal"), "; ".join(ours.said)
 
 
-def refusal(text: str) -> str:
-    return text.partition("step: ")[2].partition(",")[0][:70]
-
-
-def result(number: int, compiled: bool = False) -> tuple[int, str, str]:
-    return number, *outcome(StepProgram(number, compiled).source)
+def found(number: int, compiled: bool = False) -> Found:
+    """How the program of a number came out."""
+    source = StepProgram(number, compiled).source
+    kind, text = outcome(source)
+    return Found(kind) if kind in GOOD else Found(kind, f"{text}\n{source}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=1000, help="programs to draw (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first of them")
-    parser.add_argument("--file", help="run the program in a file")
-    parser.add_argument("--each", type=int, default=1, help="how many programs of a kind of difference to print")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser = fuzzing.parser(__doc__, 1000)
+    parser.add_argument("--file", type=Path, help="run the program in a file")
     parser.add_argument("--compiled", action="store_true", help="also compile loops of the layers")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
     if args.file:
-        print(*outcome(Path(args.file).read_text()), sep="\n")
+        print(*outcome(args.file.read_text()), sep="\n")
         return 0
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes
-    start = time.perf_counter()
-    counts: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
-    smallest: dict[str, list[tuple[int, int, str]]] = {}
-    numbers = range(args.first, args.first + args.cases)
-    run = functools.partial(result, compiled=args.compiled)
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        found = pool.map(run, numbers, chunksize=20) if args.jobs > 1 else map(run, numbers)
-        for number, kind, text in found:
-            counts[kind] += 1
-            if kind == "refused":
-                refused[refusal(text)] += 1
-            elif kind not in GOOD:
-                smallest.setdefault(kind, []).append((len(StepProgram(number, args.compiled).source), number, text))
-    for kind in sorted(smallest):
-        for _, number, text in sorted(smallest[kind])[: args.each]:
-            print(f"# ---- {kind}, number {number}: {text}\n{StepProgram(number, args.compiled)}")
-    for kind, texts in sorted(smallest.items()):
-        print(kind, [n for _, n, _ in sorted(texts)[:12]])
-    print("refused:", *refused.most_common(40), sep="\n    ")
-    print(*(f"{n:7} {n / args.cases:7.2%}  {kind}" for kind, n in sorted(counts.items())), sep="\n")
-    bad = sum(n for kind, n in counts.items() if kind not in GOOD)
-    print(f"torch {torch.__version__}: {args.cases} programs, {bad} wrong, {time.perf_counter() - start:.0f} s")
-    return 1 if bad else 0
+    return fuzzing.run(
+        functools.partial(found, compiled=args.compiled), args, functools.partial(torch.set_num_threads, 1)
+    )
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ with its number, which ``--first N --cases 1`` repeats.
 leaves every line as it is. ``--emulated`` runs the CUDA sources in the emulator.
 """
 
-import argparse
 import hashlib
 import random
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,10 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest has it
+import fuzzing
+from fuzzing import Found
 from helpers import VARIANTS, Outputs, assert_same_outputs, expected, fused, parameter_shapes, random_case
 
-import snnfast
 from snnfast._core import ops
 
 STEPS = (0, 1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 25, 33, 40)
@@ -190,19 +190,13 @@ class Call:
         return f"{self.case}: " + ", ".join(f"{k}={show(v)}" for k, v in given.items()) + f", wrt {self.wrt}"
 
 
-def wrong(numbers: Sequence[int], report: Callable[[str], None] = print) -> int:
-    """How many of the calls with these numbers differ."""
-    count = 0
-    for number in numbers:
-        call = Call(number)
-        try:
-            difference = call.check()
-        except Exception as error:
-            difference = f"{type(error).__name__}: {error}"
-        if difference is not None:
-            count += 1
-            report(f"{number}: {difference}\n    {call}")
-    return count
+def outcome(number: int) -> Found:
+    call = Call(number)
+    try:
+        difference = call.check()
+    except Exception as error:
+        difference = f"{type(error).__name__}: {error}"
+    return Found("equal") if difference is None else Found("differs", f"{difference}\n    {call}")
 
 
 def digest(number: int) -> str:
@@ -214,29 +208,27 @@ def digest(number: int) -> str:
     return f"{number} {sha.hexdigest()[:16]} {call}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=10000, help="calls to draw (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first of them")
-    parser.add_argument("--digest", action="store_true", help="print a digest of the results of each call")
-    parser.add_argument("--emulated", action="store_true", help="run the CUDA sources in the emulator")
-    args = parser.parse_args(argv)
-    if args.emulated:
+def begin(emulated: bool) -> None:
+    if emulated:
         from emulator.build import load
 
         load()
         ops.use("snnfast_emulated")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # a layer that runs step by step says so
-    start, numbers = time.perf_counter(), range(args.first, args.first + args.cases)
-    with snnfast.use_backend("auto"):
-        if args.digest:
-            print(*map(digest, numbers), sep="\n")
-            return 0
-        count = wrong(numbers)
-    seconds = time.perf_counter() - start
-    print(f"torch {torch.__version__}: {args.cases} calls, {count} wrong, {seconds:.0f} s")
-    return 1 if count else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = fuzzing.parser(__doc__, 10000)
+    parser.add_argument("--digest", action="store_true", help="print a digest of the results of each call")
+    parser.add_argument("--emulated", action="store_true", help="run the CUDA sources in the emulator")
+    args = parser.parse_args(argv)
+    setup = partial(begin, args.emulated)
+    if not args.digest:
+        return fuzzing.run(outcome, args, setup)
+    setup()
+    print(*map(digest, range(args.first, args.first + args.cases)), sep="\n")
+    return 0
 
 
 if __name__ == "__main__":

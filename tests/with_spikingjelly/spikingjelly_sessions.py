@@ -2,20 +2,24 @@
 
 ``python tests/with_spikingjelly/spikingjelly_sessions.py --cases 1000`` draws that many, and runs each with
 SpikingJelly's own nodes and with snnfast's, ``--compiled`` also under ``snnfast.compile``. Spikes and membranes of
-every call are compared bit for bit, gradients up to rounding. ``--start N --cases 1`` repeats number N, and prints what
-it does.
+every call are compared bit for bit, gradients up to rounding. ``--first N --cases 1`` repeats number N.
 """
 
-import argparse
 import copy
 import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest has it
+import fuzzing
+from fuzzing import Found
 
 import snnfast
 from snnfast.spikingjelly import convert, functional, neuron, surrogate
@@ -238,35 +242,22 @@ def is_same(a: Any, b: Any, exact: bool) -> bool:
     return nothing or a == b
 
 
-def wrong(numbers: range, compiled: bool) -> list[str]:
-    """The sessions with these numbers that differ, in words."""
-    found = []
-    for count, number in enumerate(numbers):
-        session = Session(number)
-        try:
-            differs = difference(session, compiled)
-        except Exception as error:
-            differs = f"{type(error).__name__}: {error}"
-        if differs is not None:
-            found.append(f"# session {number}: {differs}\n{session}")
-        if compiled and count % 20 == 19:
-            torch._dynamo.reset()
-    return found
+def outcome(number: int, compiled: bool = False) -> Found:
+    session = Session(number)
+    try:
+        differs = difference(session, compiled)
+    except Exception as error:
+        differs = f"{type(error).__name__}: {error}"
+    if compiled and number % 20 == 19:
+        torch._dynamo.reset()
+    return Found("equal") if differs is None else Found("differs", f"{differs}\n{session}")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=1000, help="sessions to draw (default: %(default)s)")
-    parser.add_argument("--start", type=int, default=0, help="number of the first of them")
+    parser = fuzzing.parser(__doc__, 1000)
     parser.add_argument("--compiled", action="store_true", help="under snnfast.compile")
     args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    if args.cases == 1:
-        print(Session(args.start))
-    found = wrong(range(args.start, args.start + args.cases), args.compiled)
-    print("\n".join(found))
-    print(f"{len(found)} of {args.cases} wrong")
-    return 1 if found else 0
+    return fuzzing.run(partial(outcome, compiled=args.compiled), args, partial(warnings.simplefilter, "ignore"))
 
 
 if __name__ == "__main__":

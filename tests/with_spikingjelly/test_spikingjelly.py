@@ -7,6 +7,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import pytest
 import torch
 from callables import function
 from fresh import fresh
+from fuzzing import wrong
 from helpers import THOROUGH, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close, gradients_of
 from snntorch_checks import copies_of
 from torch import Tensor, nn
@@ -863,19 +865,14 @@ def test_what_is_assigned_takes_effect_in_a_compiled_loop(name: str) -> None:
     compare()
 
 
-def test_random_sessions_are_spikingjellys(theirs: Any) -> None:
-    from spikingjelly_sessions import wrong
-
-    assert wrong(range(2000 if THOROUGH else 60), compiled=False) == []
-
-
 @pytest.mark.needs_extension
 @pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.filterwarnings("ignore")  # of networks in which nothing is merged
-def test_random_compiled_sessions_are_spikingjellys(theirs: Any) -> None:
-    from spikingjelly_sessions import wrong
+@pytest.mark.parametrize(("compiled", "number"), [(False, 2000 if THOROUGH else 60), (True, 100 if THOROUGH else 2)])
+def test_random_sessions_are_spikingjellys(theirs: Any, compiled: bool, number: int) -> None:
+    from spikingjelly_sessions import outcome
 
-    assert wrong(range(100 if THOROUGH else 2), compiled=True) == []
+    assert wrong(partial(outcome, compiled=compiled), range(number)) == []
 
 
 @pytest.mark.needs_extension
