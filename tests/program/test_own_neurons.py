@@ -1,18 +1,15 @@
 """Layers of step functions: ``@snnfast.neuron`` and ``snnfast.spike``."""
 # ruff: noqa: B008, N802
 
-import contextlib
 import copy
 import ctypes
 import math
 import pickle
 import random
 import warnings
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers import assert_all_bits_equal, emulated_if_thorough, gradients_of
@@ -349,8 +346,6 @@ def test_parameter_sums_do_not_depend_on_threads() -> None:
 
 # ---- what a step sees beside its arguments
 
-HEIGHT = 1.0
-
 
 class Slope(torch.autograd.Function):
     slope = 25.0
@@ -366,114 +361,27 @@ class Slope(torch.autograd.Function):
         return grad / (Slope.slope * z.abs() + 1) ** 2
 
 
-class Bump:
-    """A surrogate with a width that may change."""
+def test_a_program_is_of_the_shapes_and_modes_of_its_call() -> None:
+    """Numbers that a step reads elsewhere are in test_what_steps_read.py."""
 
-    def __init__(self) -> None:
-        self.width = 1.0
-
-    def derivative(self, z: Tensor) -> Tensor:
-        return torch.exp(-((z / self.width) ** 2))
-
-
-class Levels(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.level = 1.0
-
-    def forward(self, v: Tensor) -> Tensor:
-        return v * self.level if self.training else v * 0.5
-
-
-def closure(level: float) -> tuple[Any, Callable[[float], None]]:
-    def change(to: float) -> None:
-        nonlocal level
-        level = to
-
-    def step(x: Tensor, v: Tensor) -> Any:
-        v = 0.9 * v + x
-        return torch.sigmoid(v - level), v
-
-    return step, change
-
-
-def seen_by_steps() -> dict[str, tuple[Any, list[Callable[[], Any]]]]:
-    """Steps by what they see, with what changes it."""
-    bump, settings, rows, levels = Bump(), SimpleNamespace(a=[1.0, {"b": 0.5}]), {"k": np.float64(0.5)}, Levels()
-    step, change = closure(0.5)
-
-    def by_global(x: Tensor, v: Tensor) -> Any:
-        v = 0.9 * v + x
-        spk = snnfast.spike(v - HEIGHT, surrogate.atan())
-        return spk, v - spk * HEIGHT
-
-    def by_class(x: Tensor, v: Tensor) -> Any:
-        v = 0.9 * v + x
-        return Slope.apply(v - 1.0), v
-
-    def by_option(x: Tensor, v: Tensor, *, spike_grad: Any = bump) -> Any:
-        v = 0.9 * v + x
-        return snnfast.spike(v - 1.0, spike_grad), v
-
-    def by_items(x: Tensor, v: Tensor) -> Any:
-        v = settings.a[1]["b"] * v + x * rows["k"]
-        return v * settings.a[0], v
-
-    def by_name(x: Tensor, v: Tensor) -> Any:
-        return v * getattr(settings, "f" + "ar", 1.0), levels(0.9 * v + x)
-
-    def by_mode(x: Tensor, v: Tensor) -> Any:
-        v = 0.9 * v + x
-        return (torch.sigmoid(v) if torch.is_grad_enabled() else (v > 0.5).to(x.dtype)), v
-
-    def by_size(x: Tensor, v: Tensor) -> Any:
-        v = 0.9 * v + x / x.shape[-1]
-        return (v if x.size(0) > 2 else -v) + torch.zeros(x.shape, dtype=x.dtype, device=x.device), v
-
-    def by_rank(x: Tensor, v: Tensor) -> Any:
+    @snnfast.neuron
+    def asking(x: Tensor, v: Tensor) -> Any:
         if x.shape[0] not in (2, 3):
             raise ValueError("two or three samples are expected")
-        return v * x.dim(), 0.9 * v + x
+        v = 0.9 * v + x / x.shape[-1]
+        spk = torch.sigmoid(v) if torch.is_grad_enabled() else (v > 0.5).to(x.dtype)
+        return spk + torch.zeros(x.shape, dtype=x.dtype, device=x.device), v if x.size(0) > 2 else -v
 
-    def by_default_dtype(x: Tensor, v: Tensor) -> Any:
-        return v * (2.0 if torch.get_default_dtype() == torch.float64 else 1.0), 0.9 * v + x
-
-    return {
-        "global": (by_global, [lambda: globals().update(HEIGHT=0.3), lambda: globals().update(HEIGHT=1.0)]),
-        "class": (by_class, [lambda: setattr(Slope, "slope", 1.0), lambda: setattr(Slope, "slope", 25.0)]),
-        "option": (by_option, [lambda: setattr(bump, "width", 0.2)]),
-        "items": (by_items, [lambda: settings.a[1].update(b=0.25), lambda: rows.update(k=np.float64(0.75))]),
-        "name": (by_name, [lambda: setattr(settings, "far", -1.0), levels.eval, lambda: setattr(levels, "level", 3.0)]),
-        "closure": (step, [lambda: change(-0.5), lambda: change(0.5)]),
-        "mode": (by_mode, []),
-        "size": (by_size, []),
-        "rank": (by_rank, []),
-        "dtype": (by_default_dtype, [lambda: torch.set_default_dtype(torch.float64)]),
-    }
-
-
-@pytest.fixture
-def default_dtype() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    yield
-    torch.set_default_dtype(before)
-
-
-@pytest.mark.parametrize("kind", list(seen_by_steps()))
-def test_a_program_is_of_what_the_step_sees_now(kind: str, default_dtype: None) -> None:
-    step, changes = seen_by_steps()[kind]
-    layer = snnfast.neuron(step)()
-    for change in [lambda: None, *changes]:
-        change()
-        for shape in ((4, 2, 9), (4, 3, 5)):
-            x = torch.linspace(-1, 2, math.prod(shape), dtype=torch.float64).view(shape).requires_grad_()
-            with warnings.catch_warnings(action="error"):  # a program runs
-                ours = layer.unroll(x)
-            theirs = by_hand(layer, x)
-            torch.testing.assert_close(list(ours), theirs, rtol=1e-14, atol=1e-14)
-            torch.testing.assert_close(gradients_of(list(ours), [x]), gradients_of(theirs, [x]))
-            with torch.no_grad():
-                torch.testing.assert_close(list(layer.unroll(x)), by_hand(layer, x), rtol=1e-14, atol=1e-14)
+    layer = asking()
+    for shape in ((4, 2, 9), (4, 3, 5)):
+        x = torch.linspace(-1, 2, math.prod(shape), dtype=torch.float64).view(shape).requires_grad_()
+        with warnings.catch_warnings(action="error"):  # a program runs
+            ours = layer.unroll(x)
+        theirs = by_hand(layer, x)
+        torch.testing.assert_close(list(ours), theirs, rtol=1e-14, atol=1e-14)
+        torch.testing.assert_close(gradients_of(list(ours), [x]), gradients_of(theirs, [x]))
+        with torch.no_grad():
+            torch.testing.assert_close(list(layer.unroll(x)), by_hand(layer, x), rtol=1e-14, atol=1e-14)
 
 
 def test_options_that_are_equal_may_differ() -> None:
@@ -566,30 +474,6 @@ def test_evaluation_keeps_no_states_for_a_backward_pass(monkeypatch: pytest.Monk
         layer.unroll(x)
     layer.unroll(x)
     assert kept == [False, True]
-
-
-@pytest.mark.parametrize("where", ["forward", "backward", "both"])
-@pytest.mark.parametrize("context", ["anomaly", "numpy", "double"])
-def test_contexts_of_autograd_change_nothing(context: str, where: str) -> None:
-    @snnfast.neuron
-    def lif(x: Tensor, v: Tensor) -> Any:
-        v = 0.9 * v + x
-        spk = snnfast.spike(v - 1, surrogate.atan())
-        return spk, v - spk
-
-    made = {
-        "anomaly": lambda: torch.autograd.detect_anomaly(check_nan=False),
-        "numpy": lambda: torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(), torch.from_numpy),
-        "double": lambda: torch.autograd.graph.saved_tensors_hooks(lambda t: t.double(), lambda t: t.float()),
-    }[context]
-    x = sequence()
-    wanted = torch.autograd.grad(lif().unroll(x)[0].sum(), x)
-    layer = snnfast.neuron(lif.step)()  # which no call has traced
-    with warnings.catch_warnings(action="ignore"):
-        with made() if where != "backward" else contextlib.nullcontext():
-            loss = layer.unroll(x)[0].sum()
-        with made() if where != "forward" else contextlib.nullcontext():
-            assert torch.equal(torch.autograd.grad(loss, x)[0], wanted[0])
 
 
 def test_a_result_needs_a_gradient_where_that_of_the_loop_does() -> None:
