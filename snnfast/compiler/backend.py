@@ -10,14 +10,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from snnfast._core.backend import warn_once
 from snnfast._core.pytorch import not_compiled_alone
-from snnfast._images.choice import NODES
 from snnfast.compiler import verify
 from snnfast.compiler.emit.any_steps import ForItsSteps
 from snnfast.compiler.graph.nodes import literal, name_of, signature_of
@@ -159,10 +157,6 @@ class _Run(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         return super().run_node(n)
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """The nodes of images are recorded as the program has them: passes know PyTorch's calls."""
-        return super().call_function(getattr(F, name_of(target)) if target in NODES else target, args, kwargs)
 
     def fetch_args_kwargs_from_env(self, n: Node) -> Any:
         return _plain(super().fetch_args_kwargs_from_env(n))

@@ -56,7 +56,7 @@ def _undisturbed() -> Iterator[None]:
 
 @_undisturbed()
 def explained(gm: GraphModule) -> GraphReport:
-    """What becomes of the graph of a recorded loop, for its own number of steps."""
+    """Report on the graph of a recorded loop, for its own number of steps."""
     report, neurons = _report_of(gm), has_neurons(gm)
     try:
         if neurons or unrolls_of(gm) or (_repeats(gm) and not is_unconverted(gm)):

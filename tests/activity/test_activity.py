@@ -316,10 +316,11 @@ def test_a_compiled_network_counts_as_its_loop_and_stays_compiled(by: Any, nothi
     layers = nn.Linear(6, 20), snnfast.Leaky(0.9), nn.Linear(20, 5), snnfast.Leaky(0.9)
     x = 3 * torch.rand(T, B, 6)
     wanted = counts_of(snnfast.activity(Loop(*layers), x))
-    net = by(Loop(*layers))
-    function = by(lambda x: net(x)[0].sum())
+    net = Loop(*layers)
+    compiled = by(net)
+    function = by(lambda x: compiled(x)[0].sum())
     call = net._compiled_call_impl
-    for run in (net, function):
+    for run in (compiled, function):
         run(x)
         with snnfast.activity(net) as a:
             run(x)

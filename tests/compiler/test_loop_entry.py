@@ -363,7 +363,7 @@ def test_a_network_that_gains_nothing_runs_as_it_is_and_one_warning_says_why(mak
     other = copy.deepcopy(net)
     snnfast.compile(net)
     with pytest.warns(UserWarning, match=reason) as caught:
-        [net(x) for _ in range(3)]
+        [net(x) for _ in range(6)]
     assert len([w for w in caught if str(w.message).startswith("snnfast: ")]) == 1
     with warnings.catch_warnings(action="error", category=UserWarning):
         assert not is_recorded(net)

@@ -165,7 +165,7 @@ class Run:
 
     def _compile(self) -> None:
         if self.compiled:
-            snnfast.compile(self.net, options={"inner": "eager"})  # which stays compiled whatever is gained
+            snnfast.compile(self.net)
 
     def results(self) -> Iterator[list[tuple[str, Any]]]:
         random_numbers = torch.Generator().manual_seed(self.session.number)

@@ -810,10 +810,8 @@ def test_spikingjellys_own_functions_do_not_split_a_loop(theirs: Any, name: str)
     from spikingjelly.activation_based import layer as their_layer
 
     net = nn.Sequential(their_layer.SynapseFilter(), theirs.neuron.LIFNode())
-    explanation = snnfast.explain(Steps(net, getattr(theirs.functional, name)), torch.rand(4, 2, 3))
-    (graph,) = explanation.graphs
+    (graph,) = snnfast.explain(Steps(net, getattr(theirs.functional, name)), torch.rand(4, 2, 3)).graphs
     assert "4 steps of ifnode: one unroll" in graph.merged
-    assert explanation.cuts == []
 
 
 @pytest.mark.needs_extension
@@ -842,7 +840,7 @@ def test_what_is_assigned_takes_effect_in_a_compiled_loop(name: str) -> None:
     node = neuron.LIFNode(3.0, surrogate_function=getattr(surrogate, name)())
     node.v_threshold = 0.5
     net, x = Steps(node), (2 * torch.rand(3, 2, 5)).requires_grad_()
-    compiled = snnfast.compile(copy.deepcopy(net), options={"inner": "eager"})
+    compiled = snnfast.compile(copy.deepcopy(net))
 
     def compare() -> None:
         spikes = [each(x) for each in (net, compiled)]
@@ -853,12 +851,13 @@ def test_what_is_assigned_takes_effect_in_a_compiled_loop(name: str) -> None:
         assert_bits_equal(*(s.detach() for s in spikes))
         assert_close(*gradients, 1e-5, scale=1.0)
 
-    compare()
-    with torch.compiler.set_stance("fail_on_recompile"):  # a number of the kernels is an input of the graph
-        for attribute, value in (("v_threshold", 0.8), ("v_reset", 0.2), ("tau", 1.5), ("detach_reset", True)):
-            setattr(node, attribute, value)
-            setattr(compiled.net, attribute, value)
-            compare()
+    for _ in range(6):
+        compare()
+    assert snnfast.status(compiled).training == ("replayed" if name == "ATan" else "as it is")  # Erf has no kernel
+    for attribute, value in (("v_threshold", 0.8), ("v_reset", 0.2), ("tau", 1.5), ("detach_reset", True)):
+        setattr(node, attribute, value)
+        setattr(compiled.net, attribute, value)
+        compare()
     for each in (net, compiled):
         each.net.surrogate_function.alpha = 0.5
         each.net.tau = 4.0

@@ -14,6 +14,7 @@ from types import EllipsisType
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Interpreter, Node
@@ -25,6 +26,7 @@ from torch.fx.experimental.proxy_tensor import (
 )
 from torch.utils import _pytree as pytree
 
+from snnfast._images.choice import NODES
 from snnfast._unroll.graph import of_step
 from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.graph.context import BLOCKS, ENTER_INFERENCE, Context
@@ -209,6 +211,8 @@ class _Running(Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is as_leaf:
             return args[0].requires_grad_()
+        if target in NODES:
+            target = getattr(F, name_of(target))  # passes know PyTorch's calls; kernels are chosen when they are done
         where = _module_of(target).partition(".")[0]
         if is_step(target) or where not in _TRACED:
             return _KEEP

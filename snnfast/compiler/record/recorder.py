@@ -106,6 +106,11 @@ _NEED_VALUES = {
 }  # fmt: skip
 """Functions that need what tensors hold, or that change what is known of them."""
 
+_REASONS = dict.fromkeys(
+    (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad), "a hook of a tensor"
+)
+"""Why functions end a record, where they know better than their arguments."""
+
 _VALUES_OF = {
     Tensor.item, Tensor.tolist, Tensor.__int__, Tensor.__float__, Tensor.__bool__, Tensor.__index__,
 }  # fmt: skip
@@ -290,7 +295,7 @@ class Recorder(TorchFunctionMode):
                 return func(value, *args[1:], **kwargs)
             return self._record(func, args, kwargs, grad)
         except NeedsValueError as error:
-            self.reasons.append(str(error))
+            self.reasons.append(_REASONS.get(func, str(error)))
         self.is_alone = False
         self.flush(as_it_stands=getattr(func, "__name__", "") not in _ENDS)
         with torch.set_grad_enabled(grad):
