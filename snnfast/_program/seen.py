@@ -17,7 +17,7 @@ import random
 import re
 import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -138,13 +138,13 @@ class Sight:
         walk = self._walk(options)
         return Moment(tuple(walk.tokens), walk.kept, walk.places)
 
-    def places(self) -> Moment:
-        """Record all that it sees now and where, so that it can be found or put back later.
+    def places(self, objects: Collection[Any] = ()) -> Moment:
+        """Record all that it sees now and where, also by objects that it is given, to find or to put back later.
 
         Raises:
             NotElementwiseError: It sees something whose changes can't be seen, or not be put back.
         """
-        walk = self._walk({}, Places)
+        walk = self._walk({}, Places, objects)
         if walk.places.unseen:
             raise NotElementwiseError(f"it sees {walk.places.unseen}, which can't be put back")
         walk.places.finish()
@@ -164,7 +164,7 @@ class Sight:
                 sys.modules["numpy"].random.set_state(of_numpy)
             places.put_back()
 
-    def look(self, objects: Iterable[Any], places: Callable[[], Places], ran: Collection[types.CodeType]) -> Moment:
+    def look(self, objects: Collection[Any], places: Callable[[], Places], ran: Collection[types.CodeType]) -> Moment:
         """Look at all that it sees now, also by objects that it is given.
 
         Args:
@@ -184,7 +184,7 @@ class Sight:
         self,
         options: Mapping[str, Any],
         kind: Callable[[], Any] = _Nowhere,
-        objects: Iterable[Any] = (),
+        objects: Collection[Any] = (),
         ran: Collection[types.CodeType] | None = None,
     ) -> "_Walk":
         while True:

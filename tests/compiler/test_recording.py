@@ -1026,8 +1026,8 @@ of_a_dict = OfADict()
 
 
 @pytest.mark.usefixtures("nothing_compiled")
-def test_a_loop_with_a_surrogate_of_ones_own_runs_as_it_is() -> None:
-    surrogate = Annealed()
+@pytest.mark.parametrize("surrogate", [Annealed(), OfADict()], ids=["a number", "a dictionary"])
+def test_a_loop_with_a_surrogate_of_ones_own_is_merged(surrogate: Any) -> None:
 
     def loop(x: Tensor) -> Tensor:
         mem = x[0] * 0
@@ -1038,12 +1038,30 @@ def test_a_loop_with_a_surrogate_of_ones_own_runs_as_it_is() -> None:
 
     compiled = snnfast.compile(loop)
     for slope in (1.0, 3.0, 1.0, 1.0, 3.0):
-        surrogate.slope = slope
+        surrogate.slope = surrogate.__dict__.setdefault("numbers", {})["slope"] = slope
         x = currents().requires_grad_()
         found, expected = (torch.autograd.grad(f(x).square().sum(), x) for f in (compiled, loop))
         torch.testing.assert_close(found, expected)
-    explained = snnfast.explain(compiled, currents().requires_grad_())
-    assert "an argument of the type Annealed" in str(explained)
+    assert "one recurrence" in str(snnfast.explain(compiled, currents().requires_grad_()))
+
+
+def test_a_function_in_snntorchs_custom_surrogate_is_read_at_each_call() -> None:
+    slopes = [1.0]
+    spike_grad = snnfast.surrogate.custom_surrogate(lambda z, grad, spk: grad * slopes[0] * (1 - z.abs()).relu())
+    layer = snnfast.Leaky(0.9, spike_grad=spike_grad)
+
+    def loop(x: Tensor) -> Tensor:
+        mem = layer.reset_mem()
+        for x_t in x:
+            _, mem = layer(x_t, mem)
+        return mem
+
+    compiled = snnfast.compile(loop)
+    for slopes[0] in (1.0, 1.0, 3.0, 1.0, 3.0):
+        x = currents().requires_grad_()
+        found, expected = (torch.autograd.grad(f(x).square().sum(), x) for f in (compiled, loop))
+        torch.testing.assert_close(found, expected)
+    assert "9 steps of leaky: one unroll" in str(snnfast.explain(loop, currents().requires_grad_()))
 
 
 @pytest.mark.parametrize(

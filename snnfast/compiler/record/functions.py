@@ -6,6 +6,7 @@ the class, and finds such a function there.
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import os
@@ -36,7 +37,7 @@ class Applied:
 
     Attributes:
         function: The class.
-        objects: Arguments by their places that no graph holds, and that never change: surrogates of the kernels.
+        objects: Arguments by their places that no graph holds.
         moment: What the class reads beside its arguments, as it was when the call was recorded.
         computes: Whether it changes none of its arguments, draws no random numbers, and returns new tensors.
         changes: Whether it changes what it reads.
@@ -68,6 +69,16 @@ class Applied:
             found = call(*given)
             self.changes |= is_current and not self.is_current()
             return found
+
+
+def is_object(a: Any) -> bool:
+    """Whether an argument is one that no graph holds: a function, or an object that is equal to none that differs."""
+    if isinstance(a, Tensor | nn.Module | type) or not hasattr(a, "__dict__"):
+        return False
+    kind = type(a)
+    is_known_by_identity = {kind.__eq__, kind.__hash__} == {object.__eq__, object.__hash__}
+    is_frozen = dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    return kind is FunctionType or is_known_by_identity or is_frozen
 
 
 class Alike:

@@ -182,7 +182,7 @@ class Kinds(dict[Any, Kind]):
         if self._changes[cls] > _MOST_CHANGES:
             raise NeedsValueError(f"{cls.__name__} changes what it reads")
         try:
-            moment = self._sights.setdefault(cls, Sight(cls)).places()
+            moment = self._sights.setdefault(cls, Sight(cls)).places([a for _, a in objects])
         except NotElementwiseError as error:
             raise NeedsValueError(f"{cls.__name__}: {str(error).removeprefix('step: ')}") from None
         applied = self._functions.setdefault((cls, objects, moment.key), Applied(cls, objects))

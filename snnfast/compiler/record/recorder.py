@@ -30,7 +30,7 @@ from snnfast._unroll import node, state_gradients
 from snnfast.compiler.graph.nodes import as_leaf
 from snnfast.compiler.record.ahead import READS, Ahead, Reading, Whole
 from snnfast.compiler.record.form import Form
-from snnfast.compiler.record.functions import Applied, Computed, Told
+from snnfast.compiler.record.functions import Applied, Computed, Told, is_object
 from snnfast.compiler.record.kinds import Hole, Kind, Kinds, NeedsValueError, known_of
 from snnfast.compiler.record.later import AT, LOW, Later, Like, become, is_marked, later, like_of
 from snnfast.compiler.record.lines import Lines, lines_of
@@ -38,7 +38,6 @@ from snnfast.compiler.record.modes import NONE, any_autocast, entered, infers, m
 from snnfast.compiler.record.replay import Ran
 from snnfast.compiler.record.sparse import LAYOUTS, as_op, is_product, memory_of
 from snnfast.compiler.record.waiting import Draws, is_shared, let_others_see, range_of
-from snnfast.surrogate import known_to_kernels
 
 
 def _accessors(kind: str, *names: str) -> set[Any]:
@@ -404,9 +403,9 @@ class Recorder(TorchFunctionMode):
 
     def function(self, cls: Any, args: Any, grad: bool) -> Any:
         """Record a call of an ``autograd.Function``."""
-        objects = tuple([(i, a) for i, a in enumerate(args) if known_to_kernels(a)])
+        objects = tuple([(i, a) for i, a in enumerate(args) if is_object(a)])
         if objects:
-            args = tuple([a for a in args if not known_to_kernels(a)])
+            args = tuple([a for a in args if not is_object(a)])
         own, cls = cls, self._known.classes.first(cls)
         applied = self._functions.get((cls, objects))
         if applied is not None and not applied.is_current():
