@@ -198,7 +198,6 @@ NUMBERS_OUTSIDE = {
     "half": _outside(
         "$n = 0.5", "$n", *_rebound("float('nan')", "np.float64(0.75)", "np.float32(0.75)", "torch.tensor(0.75)")
     ),
-    "attribute of an option": _option("$n.a", "${n}_BOX", definition="${n}_BOX = Box(a=$a)", change="${n}_BOX.a = $b"),
     "option True": _option("$n", "True", "1", "1.0", "0.5"),
     "option False": _option("$n", "False", "0", "0.0", "-0.0"),
     "option NaN": _option(
@@ -212,21 +211,6 @@ NUMBERS_OUTSIDE = {
         "${n}_(a=$b)",
         definition="class ${n}_(Box):\n    def __eq__(self, other):\n        return True\n\n"
         "    def __hash__(self):\n        return 0",
-    ),
-    "option dataclass": _option(
-        "$n.a",
-        "${n}_($a)",
-        "${n}_(1)",
-        "${n}_(True)",
-        definition="@dataclasses.dataclass(unsafe_hash=True)\nclass ${n}_:\n    a: float",
-        change="LAYERS[0].$n.a = $b",
-    ),
-    "option enum": _option(
-        "(0.5 if isinstance($n, str) else $n.value * 0.5)",
-        "'soft'",
-        "${n}_.A",
-        "${n}_.B",
-        definition="class ${n}_(enum.IntEnum):\n    A = 1\n    B = 2",
     ),
     "deep": _outside("$n = Box(layers=[{'k': (Box(a=$a),)}])", "$n.layers[0]['k'][0].a", "$n.layers[0]['k'][0].a = $b"),
     "dict": _outside(
@@ -250,39 +234,6 @@ NUMBERS_OUTSIDE = {
         "${n}_.a = $b",
         "$n.a = $b",
         "${n}_.a = $b\nvars($n).clear()",
-    ),
-    "property": _outside(
-        "class ${n}_:\n    __slots__ = ('_a',)\n\n    @property\n    def a(self):\n        return self._a * 0.5\n\n"
-        "    def __call__(self):\n        return self._a\n\n\n$n = ${n}_()\n$n._a = $a",
-        ("$n.a", "$n()", "$n._a"),
-        "$n._a = $b",
-    ),
-    "defaults": _outside(
-        "def $n(y, k=$a, *, j=$a):\n    return y * k + j",
-        "$n(1.0)",
-        "$n.__defaults__ = ($b,)",
-        "$n.__kwdefaults__ = dict(j=$b)",
-    ),
-    "global of an inner function": _outside(
-        "${n}_k = $a\n\n\ndef $n():\n    def inner():\n        return [${n}_k for _ in range(2)][0]\n"
-        "    return inner()",
-        "$n()",
-        OTHER_K,
-    ),
-    "partial": _outside(
-        "$n = functools.partial(lambda y, k: y * k, k=$a)",
-        "$n(0.5)",
-        "$n.keywords['k'] = $b",
-        *_rebound("functools.partial($n.func, k=$b)"),
-    ),
-    "cached": _outside(
-        "${n}_k = $a\n\n\n@functools.lru_cache\ndef $n(y):\n    return ${n}_k * y",
-        ("$n(1)", "$n(len(x.shape))"),
-        OTHER_K,
-        "global ${n}_k\n${n}_k = $b\n$n.cache_clear()",
-    ),
-    "environment": _outside(
-        "os.environ['STEP_FUZZ_$n'] = '$a'", "float(os.environ['STEP_FUZZ_$n'])", "os.environ['STEP_FUZZ_$n'] = '$b'"
     ),
     "tensor": _outside(
         "$n = torch.tensor($a)",
@@ -318,14 +269,6 @@ FUNCTIONS_OUTSIDE = {
         "$n = {'f': torch.relu}", "$n['f']({a})", "$n['f'] = torch.abs", "$n['f'] = torch.neg"
     ),
     "function as an option": _option("$n({a})", "torch.relu", "torch.abs", "torch.neg"),
-    "closure": _outside(
-        "def ${n}_make(k):\n    def set_(value):\n        nonlocal k\n        k = value\n"
-        "    return lambda y: y * k, set_\n\n\n"
-        "$n, ${n}_set = ${n}_make($a)",
-        "$n({a})",
-        "${n}_set($b)",
-    ),
-    "LeakyReLU": _outside("$n = nn.LeakyReLU(0.25)", "$n({a})", "$n.negative_slope = 0.5"),
     "Sequential": _outside(
         "$n = nn.Sequential(nn.ReLU())", "$n({a})", "$n.append(nn.LeakyReLU(0.5))", "$n[0] = nn.Hardtanh()"
     ),
