@@ -2,10 +2,9 @@
 
 import operator
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.fx import Graph, GraphModule
@@ -20,7 +19,7 @@ from snnfast.compiler.emit.results import separate
 from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.graph.aten import to_aten
 from snnfast.compiler.graph.memory import memory_of
-from snnfast.compiler.graph.nodes import LEAST, is_random, line_of, site_of
+from snnfast.compiler.graph.nodes import is_random, line_of
 from snnfast.compiler.loop.facts import facts_of
 from snnfast.compiler.loop.roll import Rolled, roll
 from snnfast.compiler.parts.base import Part
@@ -33,18 +32,13 @@ from snnfast.compiler.report import (
     UNCONVERTED,
     GraphReport,
     describe,
-    fail,
     has_neurons,
     is_unconverted,
-    leave_alone,
     nothing_to_compile,
-    refuse,
     unrolls_of,
     why_not,
 )
 from snnfast.compiler.stages import Stages
-
-Compiled = Callable[..., Any]
 
 
 @contextmanager
@@ -57,19 +51,13 @@ def _undisturbed() -> Iterator[None]:
 @_undisturbed()
 def explained(gm: GraphModule) -> GraphReport:
     """Report on the graph of a recorded loop, for its own number of steps."""
-    report, neurons = _report_of(gm), has_neurons(gm)
+    report = _report_of(gm)
     try:
-        if neurons or unrolls_of(gm) or (_repeats(gm) and not is_unconverted(gm)):
-            _merged(gm, report)
-        else:
-            leave_alone(report, gm)
+        _merged(gm, report)
     except RefusedError as refusal:
-        if neurons:
-            refuse(report, str(refusal))
-        else:
-            leave_alone(report, gm, str(refusal))
+        report.refused = str(refusal)
     except Exception:
-        fail(report, traceback.format_exc())
+        report.refused = f"the pass failed, a fault of snnfast: {traceback.format_exc()}"
     return report
 
 
@@ -92,8 +80,6 @@ def for_any_steps(gm: GraphModule, sizes: Sequence[int]) -> ForAnySteps:
     Raises:
         RefusedError: Nothing in it is merged.
     """
-    if is_unconverted(gm) and not has_neurons(gm):
-        raise RefusedError(UNCONVERTED)
     report = _report_of(gm)
     merged, numbers = _merged(gm, report, sizes)
     return ForAnySteps(AnySteps(merged), numbers, report)
@@ -104,18 +90,14 @@ def _report_of(gm: GraphModule) -> GraphReport:
     return GraphReport(line_of(first, with_code=False) or "a graph")
 
 
-def _repeats(gm: GraphModule) -> bool:
-    """Whether a line of the program is in the graph several times, as that of a loop."""
-    sites = Counter(site_of(n) for n in gm.graph.nodes if n.op.startswith("call"))
-    return any(times >= LEAST for site, times in sites.items() if site.trace)
-
-
 def _merged(gm: GraphModule, report: GraphReport, sizes: Sequence[int] | None = None) -> tuple[GraphModule, list[int]]:
     """The new graph of a loop. With ``sizes`` it is for any number of steps, and takes the numbers that are returned.
 
     Raises:
         RefusedError: Nothing in it is merged.
     """
+    if is_unconverted(gm) and not has_neurons(gm):
+        raise RefusedError(UNCONVERTED)
     unrolls = unrolls_of(gm)  # they may become one call with a norm before them
     found, stages = to_aten(gm), Stages(report.where)
     report.stages, report.calls_of_loop = stages.forms, _calls(found.graph)

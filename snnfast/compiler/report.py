@@ -107,21 +107,6 @@ ITS_STEPS_ALONE = "for these steps alone: "
 NOTHING_TO_COMPILE = "nothing to compile"
 
 
-def refuse(report: GraphReport, reason: str) -> None:
-    """Enter why nothing of a graph is merged."""
-    report.refused = reason
-    report.warnings = [f"snnfast: a compiled loop runs as it is, step by step: {reason}"]
-
-
-def fail(report: GraphReport, error: str) -> None:
-    """Enter the traceback of a pass that failed."""
-    report.refused = f"the pass failed, a fault of snnfast: {error}"
-    report.warnings = [
-        "snnfast: a loop over time runs as it is, step by step, because of a fault of snnfast; please report it "
-        f"with the program that leads to it.\n{error}"
-    ]
-
-
 def has_neurons(gm: GraphModule) -> bool:
     """Whether there is a step of a neuron of ours in a graph."""
     return any(is_step(n.target) for n in gm.graph.nodes)
@@ -153,15 +138,6 @@ def nothing_to_compile(layers: int) -> str:
     """The message for a network whose neurons all run in step mode "m", by ``unroll`` or in a ``MultiStep``."""
     its = f"its {layers} layers of neurons already run" if layers > 1 else "its layer of neurons already runs"
     return f"{its} all steps in one call{' each' * (layers > 1)}: {NOTHING_TO_COMPILE}"
-
-
-def leave_alone(report: GraphReport, gm: GraphModule, reason: str = NO_NEURON) -> None:
-    """Enter a graph without a step of ours. It may be another part of a program, such as an optimizer: no warning."""
-    unrolls = unrolls_of(gm)
-    report.refused = nothing_to_compile(unrolls) if unrolls else reason
-    if is_unconverted(gm):
-        report.refused = UNCONVERTED
-        report.warnings = [f"snnfast: {report.where} runs as it is: {report.refused}"]
 
 
 def why_not(report: GraphReport, layers: list[Statement]) -> str:
