@@ -415,11 +415,12 @@ def _made(
     except RefusedError as error:
         return _NoPlan(str(error), is_refused=True)
     except Exception:
-        problem = f"a fault of snnfast: {traceback.format_exc()}"
+        problem = traceback.format_exc()
         _backend.warn_once(
-            f"snnfast: a recorded loop runs step by step, because of {problem}; please report it with the program"
+            f"snnfast: a recorded loop runs step by step, because of a fault of snnfast: {problem}; please report it "
+            "with the program"
         )
-        return _NoPlan(problem)
+        return _NoPlan(f"a fault of snnfast: {problem}")
     for message in plan.report.warnings:
         _backend.warn_once(message)
     return plan
