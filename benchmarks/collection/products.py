@@ -8,7 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-OURS = ("event_conv2d", "event_conv2d_weight", "spikes_linear", "spikes_linear_weight", "winograd_conv2d")
+OURS = (
+    "event_conv2d", "event_conv2d_weight", "spikes_linear", "spikes_linear_weight", "table_conv2d", "winograd_conv2d",
+)  # fmt: skip
 
 
 class _Products(TorchDispatchMode):

@@ -120,6 +120,11 @@ def _event_conv2d(x: Tensor, weight: Tensor, bias: Any, *how: Any) -> Works:
     return _convolution(x, weight, bias, numbers[:2], numbers[2:], (1, 1), False, None, 1, out)
 
 
+def _table_conv2d(x: Tensor, weight: Tensor, bias: Any, *how: Any) -> Works:
+    *numbers, (out, equal) = how
+    return _event_conv2d(x, weight, bias, *numbers, out) if equal else ()  # or another op computes it
+
+
 def _winograd_conv2d(x: Tensor, weight: Tensor, bias: Any, *how: Any) -> Works:
     *padding, _, turned, (out, _) = how
     return () if turned else _convolution(x, weight, bias, (1, 1), padding, (1, 1), False, None, 1, out)
@@ -207,5 +212,8 @@ PRODUCTS: dict[Any, Callable[..., Works]] = {
 }
 """By the op, without its overload. Each is given the arguments by position, and then the result."""
 
-_OURS = {"spikes_linear": _spikes_linear, "event_conv2d": _event_conv2d, "winograd_conv2d": _winograd_conv2d}
+_OURS = {
+    "spikes_linear": _spikes_linear, "event_conv2d": _event_conv2d, "table_conv2d": _table_conv2d,
+    "winograd_conv2d": _winograd_conv2d,
+}  # fmt: skip
 PRODUCTS |= {getattr(getattr(torch.ops, NAMESPACE), n): f for n, f in _OURS.items() if hasattr(torch.ops.snnfast, n)}

@@ -58,6 +58,10 @@ def _convolution(x: Shape, weight: Shape, *_: Any, out_shape: Any, **__: Any) ->
     return int(2 * x[0] * prod(weight) * prod(out_shape[2:]))
 
 
+def _by_tables(x: Shape, weight: Shape, *_: Any, out_shape: Any, **__: Any) -> int:
+    return _convolution(x, weight, out_shape=out_shape[0])
+
+
 def _winograd(x: Shape, weight: Shape, *how: Any, out_shape: Any, **_: Any) -> int:
     """As the convolution tap by tap. The gradient of an input is given that of the output."""
     output = x if how[-1] else out_shape[0]
@@ -81,6 +85,7 @@ _FORMULAS: dict[str, Callable[..., int]] = {
     "program_between_backward": _between_backward,
     "event_conv2d": _convolution,
     "event_conv2d_weight": _convolution_weight,
+    "table_conv2d": _by_tables,
     "winograd_conv2d": _winograd,
     "conv2d_forward": _convolution,
     "conv2d_backward": _convolution_backward,

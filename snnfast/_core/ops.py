@@ -155,7 +155,7 @@ OPS = (
     "average_pooling", "average_pooling_backward", "batch_norm_backward", "batch_norm_forward", "draw_spikes",
     "event_conv2d", "event_conv2d_weight", "max_pooling", "max_pooling_backward", "norm_statistics", "program_backward",
     "program_between_backward", "program_between_forward", "program_forward", "rows_like", "share_of_events",
-    "spikes_as_bits", "spikes_linear", "spikes_linear_weight", "winograd_conv2d",
+    "spikes_as_bits", "spikes_linear", "spikes_linear_weight", "table_conv2d", "winograd_conv2d",
 )  # fmt: skip
 
 

@@ -1,11 +1,11 @@
 """Convolutions of spikes: where few are not zero, a kernel adds up the weights that these reach, and no others.
 
-Where there are many, Winograd's method multiplies them (``winograd.py``), or PyTorch's convolution runs, with a
-gradient of its bias that is faster.
+Where there are many, a kernel looks up the sums of four channels in tables. Other numbers are multiplied by Winograd's
+method (``winograd.py``), or by PyTorch's convolution, with a gradient of its bias that is faster.
 """
 
 import math
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +37,19 @@ _FEW = 16
 _LEAST_INPUTS, _LEAST_FOR_FEW = 64, 128
 """The fewest values of an input under the kernel, and with few outputs. With fewer, the lists are too short to pay."""
 
-_MOST, _MOST_FOR_FEW, _MOST_OF_WEIGHT = 0.3, 0.2, 0.42
-"""The largest share of an input that may be other than zero: also with few outputs, and for the gradient of weights.
+_MOST, _MOST_BESIDE, _MOST_OF_WEIGHT = 0.3, 0.15, 0.42
+"""The largest share of an input that may be other than zero for sums of events, and for the gradient of the weights.
 
-Where more are, Winograd's method or PyTorch's convolution is as fast.
+The second one holds where the other ways are faster than elsewhere: with few outputs, and where Winograd's method needs
+a quarter of the products.
 """
 
-_MOST_BESIDE_LARGE_TILES = 0.15
-"""That share where Winograd's method needs a quarter of the products."""
+_LEAST_PIXELS, _WEIGHTS_A_PIXEL = 512, 512
+"""The fewest pixels of the output for tables, and the most weights for each. With fewer, it takes as long to make them.
+"""
+
+Way = Literal["events", "tables"] | None
+"""How an output is computed: by kernels for spikes, or by Winograd's method or PyTorch."""
 
 
 def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -91,11 +96,11 @@ def _by_kernels(
     how = pair(stride), pair(padding)
     if torch.compiler.is_compiling():  # what is traced must not depend on the numbers
         return cast(Tensor, torch.ops.snnfast.conv2d(x, weight, bias, *how))
-    share = _share(x)
-    few = _are_few(share, x, weight, *how)
+    share, equal = _events_of(x)
+    way = _way(share, equal, x, weight, *how)
     of_weight = weight.requires_grad and torch.is_grad_enabled() and share <= _MOST_OF_WEIGHT
-    pays = few or of_weight or winograd.pays(x, weight, *how)
-    return _Convolution.apply(x, weight, bias, *how, few, share) if pays else None
+    pays = way is not None or of_weight or winograd.pays(x, weight, *how)
+    return _Convolution.apply(x, weight, bias, *how, way, share) if pays else None
 
 
 def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
@@ -133,19 +138,28 @@ def _are_long(inputs: int, outputs: int) -> bool:
     return inputs >= (_LEAST_INPUTS if outputs > _FEW else _LEAST_FOR_FEW)
 
 
-def _share(x: Tensor) -> float:
-    """The share of an input that is other than zero, about; 1 where the kernels can't list as much."""
-    return float(torch.ops.snnfast.share_of_events(x)) if x.shape[1:].numel() <= _MOST_VALUES else 1.0
+def _events_of(x: Tensor) -> tuple[float, bool]:
+    """The share of an input that is other than zero, and whether that is one value, about.
+
+    The share is 1 where the kernels can't list as much.
+    """
+    if x.shape[1:].numel() > _MOST_VALUES:
+        return 1.0, False
+    return cast(tuple[float, bool], torch.ops.snnfast.share_of_events(x))
 
 
-def _are_few(share: float, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> bool:
-    """Whether an input has so few events that they are faster than all of it."""
-    most = _MOST if weight.shape[0] > _FEW else _MOST_FOR_FEW
-    if share > most:
-        return False
-    if share > _MOST_BESIDE_LARGE_TILES and winograd.takes_large_tiles(x, weight, stride, padding):
-        return False
-    return math.isfinite(weight.detach().sum())  # a weight that is not finite makes the sum so
+def _way(share: float, equal: bool, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Way:
+    """How the sums of an input's events are faster than the products of all of it."""
+    large_tiles = winograd.takes_large_tiles(x, weight, stride, padding)
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
+    pixels = len(x) * math.prod((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
+    if share <= (_MOST_BESIDE if large_tiles or weight.shape[0] <= _FEW else _MOST):
+        found: Way = "events"
+    elif equal and not large_tiles and pixels >= max(_LEAST_PIXELS, weight.numel() / _WEIGHTS_A_PIXEL):
+        found = "tables"
+    else:
+        return None
+    return found if math.isfinite(weight.detach().sum()) else None  # a weight that is not finite makes the sum so
 
 
 def _is_sum(x: Tensor, weight: Tensor, bias: Tensor, stride: Any) -> bool:
@@ -184,7 +198,7 @@ def _of_bias(grad: Tensor) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution by events, if they are few, or by Winograd's method.
+    """A convolution by events, if they are few, by tables, if they have one value, or by Winograd's method.
 
     The gradients of its weights and of its input are by events where these are fewer; that of the input by Winograd's
     method elsewhere. While a compiler traces, there are no numbers to choose by, and its ops choose at each call.
@@ -198,14 +212,14 @@ class _Convolution(torch.autograd.Function):
         bias: Tensor | None,
         stride: list[int],
         padding: list[int],
-        few: bool = False,  # not known while a compiler traces, nor is the share
+        way: Way = None,  # not known while a compiler traces, nor is the share
         share: float = 1.0,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.share = share
         ctx.how = stride, padding, None if bias is None else list(bias.shape)
         if type(x) is Tensor:
-            return _output(x, weight, bias, stride, padding, few)
+            return _output(x, weight, bias, stride, padding, way)
         return torch.ops.snnfast.conv2d_forward(x, weight, bias, stride, padding)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -220,9 +234,13 @@ class _Convolution(torch.autograd.Function):
         return *(next(found) if need else None for need in how[-1]), None, None, None, None
 
 
-def _output(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], few: bool) -> Tensor:
-    if few:
+def _output(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], way: Way) -> Tensor:
+    if way == "events":
         return torch.ops.snnfast.event_conv2d(x, weight, bias, *stride, *padding)  # type: ignore[no-any-return]
+    if way == "tables":
+        y, equal = torch.ops.snnfast.table_conv2d(x, weight, bias, *stride, *padding)
+        if equal:
+            return cast(Tensor, y)
     found = winograd.output(x, weight, bias, stride, padding)
     return torch.conv2d(x, weight, bias, stride, padding) if found is None else found
 
@@ -262,9 +280,9 @@ def _of_input(grad: Tensor, weight: Tensor, stride: list[int], padding: list[int
     """
     turned = [n - 1 - p for n, p in zip(weight.shape[2:], padding, strict=True)]
     possible = stride == [1, 1] and min(turned) >= 0 and _are_long(weight[:, 0].numel(), weight.shape[1])
-    if possible and (share := _share(grad)) <= _MOST:
+    if possible and (share := _events_of(grad)[0]) <= _MOST:
         kernel = weight.flip(2, 3).transpose(0, 1)
-        if _are_few(share, grad, kernel, stride, turned):
+        if _way(share, False, grad, kernel, stride, turned) == "events":
             return torch.ops.snnfast.event_conv2d(grad, kernel, None, *stride, *turned)  # type: ignore[no-any-return]
     return winograd.gradient(grad, weight, stride, padding)
 
@@ -273,8 +291,8 @@ def _of_input(grad: Tensor, weight: Tensor, stride: list[int], padding: list[int
 
 
 def _conv2d_forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
-    few = takes_kernels(x) and _are_few(_share(x), x, weight, stride, padding)
-    return _output(x, weight, bias, stride, padding, few)
+    way = _way(*_events_of(x), x, weight, stride, padding) if takes_kernels(x) else None
+    return _output(x, weight, bias, stride, padding, way)
 
 
 def _conv2d_backward(
@@ -306,7 +324,9 @@ def _conv2d_backward(
     if biases != [weight.shape[0]] and (needs[2] or biases is not None):
         raise ValueError(f"biases: expected [{weight.shape[0]}], the shape of the bias, got {biases}")
     ours = takes_kernels(x) and _is_small(weight)
-    found = _gradients(grad, x, weight, stride, padding, biases, needs, share=_share(x) if ours else 1.0, ours=ours)
+    found = _gradients(
+        grad, x, weight, stride, padding, biases, needs, share=_events_of(x)[0] if ours else 1.0, ours=ours
+    )
     in_order = zip(found, (x, weight, found[2]), needs, strict=True)
     return [_in_order(t, like) for t, like, need in in_order if need and t is not None and like is not None]
 

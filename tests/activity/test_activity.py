@@ -282,6 +282,20 @@ def test_a_threshold_by_hand_that_does_not_fit_the_membrane_is_left_alone() -> N
     assert snnfast.activity(net, torch.rand(2, 3, 4, 5)).layers["ByChannel"].membrane > 0
 
 
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("other", [False, True], ids=["spikes", "and one number"])
+@pytest.mark.parametrize("share", [0.05, 0.6])
+def test_a_convolution_of_spikes_counts_alike_by_any_kernel(share: float, other: bool) -> None:
+    net = snnfast.MultiStep(nn.Conv2d(32, 32, 3, padding=1), snnfast.Leaky(0.9))
+    x, counts = (torch.rand(T, B, 32, 16, 16) < share).float(), []
+    x[5, 1, 3, 2, 1] = 1 + other
+    for by_events in (True, False):
+        with snnfast.use_events(by_events), snnfast.activity(net) as found:
+            net(x)
+        counts.append(found.layers["0"].to_dict())
+    assert counts[0] == counts[1]
+
+
 def test_a_transform_is_refused() -> None:
     lif = snnfast.Leaky(0.9)
     with snnfast.activity(lif), pytest.raises(RuntimeError, match=r"under a torch\.func transform"):

@@ -78,12 +78,13 @@ def test_steps_at_once_and_compiled_loops_count_as_snntorchs_loop(name: str, tra
     assert flops(compiled) == wanted
 
 
+@pytest.mark.parametrize("share", [0.02, 0.6])
 @pytest.mark.parametrize("needs_input", [False, True])
-def test_a_convolution_by_events_counts_as_pytorchs(needs_input: bool) -> None:
+def test_a_convolution_of_spikes_counts_as_pytorchs(needs_input: bool, share: float) -> None:
     from snnfast._images.conv2d import conv2d
 
     conv = nn.Conv2d(32, 32, 3, padding=1)
-    x = (torch.rand(4, 32, 8, 8) < 0.02).float().contiguous(memory_format=torch.channels_last)
+    x = (torch.rand(8, 32, 8, 8) < share).float().contiguous(memory_format=torch.channels_last)
     x.requires_grad_(needs_input)
     ours = flops(lambda: conv2d(x, conv.weight, conv.bias, 1, 1).sum().backward())
     assert conv.weight.grad is not None

@@ -104,6 +104,11 @@ def test_the_ops_of_convolutions_have_pytorchs_numbers(name: str, wider: int, he
     expected = torch.conv2d(x.double(), weight.double(), bias.double(), how[:2], how[2:])
     assert_close(found, expected.float(), 1e-5)
     assert found.stride()[1] == 1
+    found, equal = ops.table_conv2d(x, weight, bias, *how)
+    assert equal == (len(x[x != 0].unique()) <= 1)
+    if equal:
+        assert_close(found, expected.float(), 1e-5)
+        assert found.stride()[1] == 1
     grad = channels_last(torch.randn(expected.shape))
     of_weight = ops.event_conv2d_weight(x, grad, *weight.shape[2:], *how)
     weight = weight.double().requires_grad_()
@@ -112,22 +117,28 @@ def test_the_ops_of_convolutions_have_pytorchs_numbers(name: str, wider: int, he
     assert of_weight.is_contiguous()
 
 
-@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3, 0.7])
 @pytest.mark.parametrize(
-    "sizes", [(16, 16, 24, 3), (32, 64, 16, 3), (64, 64, 32, 3), (128, 128, 16, 3), (32, 32, 14, 5)]
+    "sizes",
+    [(16, 16, 24, 3), (32, 64, 16, 3), (64, 64, 32, 3), (128, 128, 16, 3), (32, 32, 14, 5), (128, 64, 16, 1)],
 )
 def test_sums_of_spikes_are_as_exact_as_pytorchs(sizes: tuple[int, int, int, int], share: float) -> None:
     C, O, side, k = sizes  # noqa: E741
+    torch.manual_seed(0)
     x, weight = channels_last((torch.rand(8, C, side, side) < share).float()), torch.randn(O, C, k, k)
     grad, p = channels_last(torch.randn(8, O, side, side)), k // 2
     how = [1, 1], [p, p], [1, 1], False, [0, 0], 1, [False, True, False]
     backward = torch.ops.aten.convolution_backward
-    pairs = [
-        (ops.event_conv2d(x, weight, None, 1, 1, p, p), torch.conv2d(x, weight, None, 1, p),
-         torch.conv2d(x.double(), weight.double(), None, 1, p)),
-        (ops.event_conv2d_weight(x, grad, k, k, 1, 1, p, p), backward(grad, x, weight, None, *how)[1],
-         backward(grad.double(), x.double(), weight.double(), None, *how)[1]),
-    ]  # fmt: skip
+    forward = torch.conv2d(x, weight, None, 1, p), torch.conv2d(x.double(), weight.double(), None, 1, p)
+    pairs = []
+    if share >= 0.1:
+        pairs.append((ops.table_conv2d(x, weight, None, 1, 1, p, p)[0], *forward))
+    if share < 0.5:
+        pairs += [
+            (ops.event_conv2d(x, weight, None, 1, 1, p, p), *forward),
+            (ops.event_conv2d_weight(x, grad, k, k, 1, 1, p, p), backward(grad, x, weight, None, *how)[1],
+             backward(grad.double(), x.double(), weight.double(), None, *how)[1]),
+        ]  # fmt: skip
     for ours, theirs, exact in pairs:
         for size in (lambda t: t.abs().max(), lambda t: t.square().mean().sqrt()):
             assert size(ours - exact) <= 1.1 * size(theirs - exact)
@@ -142,16 +153,20 @@ def test_no_bit_of_a_convolution_depends_on_threads_or_the_instruction_set(wider
         torch.set_num_threads(n)
         _ops.extension.set_isa(used)
         y = ops.event_conv2d(x, weight, bias, *how)
-        results.append((y, ops.event_conv2d_weight(x, y, 3, 3, *how)))
+        by_tables, equal = ops.table_conv2d(x, weight, bias, *how)
+        results.append((y, ops.event_conv2d_weight(x, y, 3, 3, *how), *([by_tables] if equal else [])))
     for found in results[1:]:
         assert_all_bits_equal(found, results[0])
 
 
-def test_events_are_counted() -> None:
-    x = spikes(50, 7, 13, 13, 0.3)
+@every_height
+def test_events_are_counted(heights: str) -> None:
+    x = spikes(50, 7, 13, 13, 0.3, heights)
+    share = int((x != 0).sum()) / x.numel()
+    assert ops.share_of_events(x) == (share, heights in ("ones", "quarters"))
     x[0, 0, 0, :4] = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])
-    assert ops.share_of_events(x) == int((x != 0).sum()) / x.numel()
-    assert ops.share_of_events(spikes(0, 7, 13, 13)) == 0
+    assert ops.share_of_events(x) == (int((x != 0).sum()) / x.numel(), False)
+    assert ops.share_of_events(spikes(0, 7, 13, 13)) == (0, True)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -160,7 +175,66 @@ def test_the_events_of_a_large_image_are_estimated(n: int) -> None:
     x = spikes(40, 64, 16, 16, 0.1)
     x[..., 8:] *= torch.rand(40, 1, 16, 8) < 0.5  # fewer in one half of the columns
     x[20:] *= torch.rand(20, 1, 1, 1) < 0.5  # and of the images
-    assert ops.share_of_events(x) == pytest.approx((x != 0).float().mean().item(), rel=0.1)
+    assert ops.share_of_events(x)[0] == pytest.approx((x != 0).float().mean().item(), rel=0.1)
+
+
+FORWARD: dict[str, tuple[tuple[float, str, int, int, int, int], str | None]] = {
+    # share and heights of events, outputs, edge of the image, stride, kernel: the op that computes the output
+    "few": ((0.1, "graded", 64, 16, 1, 3), "event_conv2d"),
+    "many": ((0.6, "quarters", 64, 16, 1, 3), "table_conv2d"),
+    "many, strided": ((0.6, "ones", 64, 32, 2, 3), "table_conv2d"),
+    "many, few outputs": ((0.6, "ones", 10, 16, 1, 5), "table_conv2d"),
+    "many of several values": ((0.6, "graded", 64, 16, 1, 3), "winograd_conv2d"),
+    "many, few pixels": ((0.6, "ones", 64, 4, 1, 3), None),
+    "many where large tiles are": ((0.6, "ones", 128, 16, 1, 3), "winograd_conv2d"),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_the_share_and_the_shape_choose_the_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if _ops.extension.isa() == "baseline":
+        pytest.skip("there is no Winograd's method")
+    (share, heights, O, edge, stride, k), expected = FORWARD[name]  # noqa: E741 - PyTorch's name
+    called = names_of_calls(monkeypatch)
+    x, weight = spikes(8, max(O, 32), edge, edge, share, heights), torch.randn(O, max(O, 32), k, k)
+    with torch.no_grad():
+        y = conv2d(x, weight, None, stride, k // 2)
+    assert called == ([] if expected is None else [expected])
+    assert_close(y, torch.conv2d(x, weight, None, stride, k // 2), 1e-5)
+
+
+def names_of_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ops that compute outputs from now on."""
+    called: list[str] = []
+    kernels = {name: getattr(ops, name) for name in ("event_conv2d", "table_conv2d", "winograd_conv2d")}
+    for name, op in kernels.items():
+
+        def recording(*given: Any, name: str = name, op: Any = op) -> Any:
+            called.append(name)
+            return op(*given)
+
+        monkeypatch.setattr(ops, name, recording)
+    return called
+
+
+def test_a_value_that_the_choice_did_not_see_is_computed_without_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks at a fifth of a large image."""
+    called = names_of_calls(monkeypatch)
+    x, weight = spikes(16, 32, 16, 24, 0.6, "ones"), torch.randn(32, 32, 3, 3)
+    x[7, 3, 2, 1] = 2
+    assert ops.share_of_events(x)[1]
+    y = conv2d(x, weight, None, 1, 1)
+    assert called[0] == "table_conv2d"
+    assert_close(y, torch.conv2d(x, weight, None, 1, 1), 1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_reaches_what_pytorchs_reaches(value: float) -> None:
+    x, weight = spikes(8, 32, 16, 16, 0.6, "ones"), torch.randn(32, 32, 3, 3)
+    weight[3, 4, 1, 2] = value
+    y, expected = conv2d(x, weight, None, 1, 1), torch.conv2d(x, weight, None, 1, 1)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert_close(y.nan_to_num(0.0), expected.nan_to_num(0.0), 1e-5)
 
 
 @pytest.mark.parametrize("needs", ["all", "no input", "no weight", "no bias", "nothing", "bias alone"])
@@ -331,7 +405,7 @@ def test_second_derivatives_are_pytorchs(function: Any, by_kernels: list[str]) -
 # What the kernels do not know, or would not do faster.
 DENSE: dict[Any, dict[str, Callable[[Tensor, Tensor], Any]]] = {
     conv2d: {
-        "many events": lambda x, w: ((torch.rand_like(x) < 0.5).float(), w, {}),
+        "many events of several values": lambda x, w: (torch.rand_like(x), w, {}),
         "weights that are not finite": lambda x, w: (x, w.where(w < 1, torch.inf), {}),
         "groups": lambda x, w: (x, w[:, :1], {"groups": x.shape[1]}),
         "dilation": lambda x, w: (x, w, {"dilation": 2}),
@@ -563,6 +637,9 @@ def test_the_ops_refuse_what_would_leave_memory() -> None:
         (conv, (x, w, b, 0, 1, 0, 0), "too small"),
         (conv, (x, w, b, 1, 1, 2**40, 0), "too large"),
         (conv, (x[:, :, :2], w, b, *one), "channels_last|larger than the image"),
+        (ops.table_conv2d, (x.contiguous(), w, b, *one), "x: expected channels_last"),
+        (ops.table_conv2d, (x, w[:, :2], b, *one), "weight: expected"),
+        (ops.table_conv2d, (x, w, b[1:], *one), "bias: expected"),
         (ops.event_conv2d_weight, (x, spikes(2, 64, 6, 7), 3, 3, *one), "grad: wrong shape"),
         (
             ops.event_conv2d_weight,

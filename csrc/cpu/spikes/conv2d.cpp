@@ -20,21 +20,27 @@ namespace snnfast {
 namespace {
 
 using cpu::BandLists;
+using cpu::BandPatterns;
 using cpu::Chunks;
 using cpu::Convolution;
 using cpu::kChains;
 using cpu::kMoreEvents;
 using cpu::kMostPlaces;
+using cpu::kMostTables;
+using cpu::kTableLanes;
+using cpu::kTablePixels;
+using cpu::kTableRows;
 using cpu::TileLists;
 using cpu::Tiles;
 using cpu::pool::Scratch;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kBandPixels = 512;  // of the output, whose events are listed at a time
-constexpr int64_t kLeastBand = 64;    // that a thread takes
-constexpr int kTilePixels = 384;      // whose gradients are to stay in the L1 cache
-constexpr int kOutputsAtOnce = 64;    // whose gradients are added up from the same lists
+constexpr int64_t kBandPixels = 512;        // of the output, whose events are listed at a time
+constexpr int64_t kLeastBand = 64;          // that a thread takes
+constexpr int64_t kTableBandPixels = 2048;  // more, because many tables are read from memory for each band
+constexpr int kTilePixels = 384;            // whose gradients are to stay in the L1 cache
+constexpr int kOutputsAtOnce = 64;          // whose gradients are added up from the same lists
 constexpr int64_t kMostPieces = 32;
 constexpr int64_t kPieceBytes = int64_t{64} << 20;  // of all pieces together, unless there is only one
 constexpr int64_t kLeastPixels = 2048;              // of a piece, so that its sums are few beside what is added
@@ -72,7 +78,7 @@ Convolution described(const Tensor& input, int64_t O, const int64_t (&kernel)[2]
   p.padding_y = small(padding[0]), p.padding_x = small(padding[1]);
   // No size in bytes may overflow.
   elements(Shape(std::vector<int64_t>{p.N, p.O, p.Y, p.X}));
-  elements(Shape(std::vector<int64_t>{4 * (O + 64), 2 * p.C, p.kernel_y + 1, p.kernel_x + 1}));
+  elements(Shape(std::vector<int64_t>{16 * (O + 64), 2 * p.C + 4, p.kernel_y + 1, p.kernel_x + 1}));
   return p;
 }
 
@@ -87,6 +93,21 @@ Chunks chunks_of(const Convolution& p) {
   chunks.kernel_rows = over(p.kernel_y, chunks.of_kernel_rows);
   const int most = kernels().lanes;
   chunks.lanes = 2 * p.O <= most ? most / 2 : most;
+  chunks.blocks = over(p.O, chunks.lanes);
+  return chunks;
+}
+
+// How the tables are: those of a chunk have the sums of four channels each.
+Chunks tables_of(const Convolution& p) {
+  const auto over = [](int a, int b) { return (a + b - 1) / b; };
+  const int most = std::max(kMostTables / (p.kernel_y * p.kernel_x) / 4 * 4, 4), groups = over(p.C, 4);
+  Chunks chunks{};
+  chunks.of_channels = over(groups, most);
+  const int of_chunk = over(groups, chunks.of_channels);
+  chunks.channels = 4 * of_chunk;
+  chunks.of_kernel_rows = over(p.kernel_y, std::max(kMostTables / (p.kernel_x * of_chunk), 1));
+  chunks.kernel_rows = over(p.kernel_y, chunks.of_kernel_rows);
+  chunks.lanes = kTableLanes;
   chunks.blocks = over(p.O, chunks.lanes);
   return chunks;
 }
@@ -115,30 +136,32 @@ Tiles tiles_of(const Convolution& p) {
   return tiles;
 }
 
-// Of a large image, one part of kSampled is counted: a choice needs no more. An odd number, so that the parts are not
-// always the same columns of the image.
-double share_of_events(const Tensor& x) {
-  check_image(x, "x");
-  const float* const data = static_cast<const float*>(x.const_data_ptr());
-  const int64_t n = x.numel(), every = n > kCountWhole ? kSampled : 1;
-  const int64_t parts = (n + kCountPart * every - 1) / (kCountPart * every);
-  std::atomic<int64_t> events = 0, values = 0;
-  cpu::in_parallel(0, parts, 64, [&](int64_t first, int64_t last) {
-    for (int64_t part = first; part < last; ++part) {
-      const int64_t begin = part * every * kCountPart, end = std::min(begin + kCountPart, n);
-      int32_t count = 0;  // narrow numbers are added up faster, and a part's count fits
-      for (int64_t i = begin; i < end; ++i) count += data[i] != 0;
-      events += count;
-      values += end - begin;
-    }
-  });
-  return n == 0 ? 0.0 : static_cast<double>(events) / static_cast<double>(values);
-}
-
 // The first value that is not 0, if there is one.
 float first_event(const float* x, int64_t n) {
   const float* const found = std::find_if(x, x + n, [](float value) { return value != 0; });
   return found == x + n ? 1.0f : *found;
+}
+
+// Returns the share of events, and whether all have one value. Of a large image, one part of kSampled is looked at: a
+// choice needs no more. An odd number, so that the parts are not always the same columns of the image.
+std::tuple<double, bool> share_of_events(const Tensor& x) {
+  check_image(x, "x");
+  const float* const data = static_cast<const float*>(x.const_data_ptr());
+  const int64_t n = x.numel(), every = n > kCountWhole ? kSampled : 1;
+  const int64_t parts = (n + kCountPart * every - 1) / (kCountPart * every);
+  const float value = first_event(data, n);
+  std::atomic<int64_t> events = 0, others = 0, values = 0;
+  cpu::in_parallel(0, parts, 64, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      const int64_t begin = part * every * kCountPart, end = std::min(begin + kCountPart, n);
+      int32_t zeros = 0, equal = 0;  // narrow numbers are added up faster, and a part's count fits
+      for (int64_t i = begin; i < end; ++i) zeros += data[i] == 0, equal += data[i] == value;
+      events += end - begin - zeros;
+      others += end - begin - zeros - equal;
+      values += end - begin;
+    }
+  });
+  return {n == 0 ? 0.0 : static_cast<double>(events) / static_cast<double>(values), others == 0};
 }
 
 // The weights as the kernels read them, [blocks, chunks of channels, chunks of rows, places + 1, lanes].
@@ -165,6 +188,34 @@ Scratch<float> pack(const Convolution& p, const Chunks& chunks, const float* wei
   return packed;
 }
 
+// All sums of the weights of each four places.
+Scratch<float> sums_of_four(const Convolution& p, const Chunks& chunks, const Scratch<float>& packed) {
+  const int64_t places = chunks.places(p), of_table = int64_t{kTableRows} * kTableLanes;
+  const int64_t number = int64_t{chunks.blocks} * chunks.of_channels * chunks.of_kernel_rows;
+  Scratch<float> tables(number * places / 4 * of_table);
+  cpu::in_parallel(0, number, 1, [&](int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      const float* from = packed.data() + chunk * chunks.size(p);
+      float* to = tables.data() + chunk * places / 4 * of_table;
+      for (int64_t i = 0; i < places; i += 4, from += 4 * kTableLanes, to += of_table) {
+        for (int row = 0; row < kTableRows; ++row) {
+          for (int lane = 0; lane < kTableLanes; ++lane) {
+            const auto at = [&](int bit) { return (row >> bit & 1) != 0 ? from[bit * kTableLanes + lane] : 0.0f; };
+            to[row * kTableLanes + lane] = (at(0) + at(1)) + (at(2) + at(3));
+          }
+        }
+      }
+    }
+  });
+  return tables;
+}
+
+// The most rows of the input that some rows of the output see.
+int64_t rows_seen(const Convolution& p, int64_t rows) {
+  const int64_t images = (rows - 1) / p.Y + 2;
+  return std::min(rows * p.stride_y + images * p.kernel_y, images * p.H);
+}
+
 // Memory for the events of some rows of the output.
 class Band {
  public:
@@ -187,11 +238,6 @@ class Band {
   float* tile() { return tile_.data(); }
 
  private:
-  static int64_t rows_seen(const Convolution& p, int64_t rows) {
-    const int64_t images = (rows - 1) / p.Y + 2;
-    return std::min(rows * p.stride_y + images * p.kernel_y, images * p.H);
-  }
-
   int64_t pixels_, in_, events_, reaching_;
   Scratch<uint16_t> at_;
   Scratch<float> value_;
@@ -202,14 +248,20 @@ class Band {
   Scratch<float> tile_;
 };
 
-Tensor event_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride_y,
-                    int64_t stride_x, int64_t padding_y, int64_t padding_x) {
+Convolution described(const Tensor& x, const Tensor& weight, int64_t stride_y, int64_t stride_x, int64_t padding_y,
+                      int64_t padding_x) {
   check_image(x, "x");
   STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == ScalarType::Float, "weight: expected float32 on the CPU");
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == x.size(1), "weight: expected [O, C, kH, kW]");
-  const Convolution p =
-      described(x, weight.size(0), {weight.size(2), weight.size(3)}, {stride_y, stride_x}, {padding_y, padding_x});
-  const Chunks chunks = chunks_of(p);
+  return described(x, weight.size(0), {weight.size(2), weight.size(3)}, {stride_y, stride_x}, {padding_y, padding_x});
+}
+
+// The weights and the bias of all blocks, with zeros behind them.
+Scratch<float> packed_weight(const Convolution& p, const Chunks& chunks, const Tensor& weight) {
+  const Tensor dense = torch::stable::contiguous(weight);
+  return pack(p, chunks, static_cast<const float*>(dense.const_data_ptr()));
+}
+Scratch<float> packed_bias(const Convolution& p, const Chunks& chunks, const std::optional<Tensor>& bias) {
   Scratch<float> biases(int64_t{chunks.blocks} * chunks.lanes);
   std::fill_n(biases.data(), int64_t{chunks.blocks} * chunks.lanes, 0.0f);
   if (bias.has_value()) {
@@ -218,8 +270,14 @@ Tensor event_conv2d(const Tensor& x, const Tensor& weight, const std::optional<T
     const Tensor dense = torch::stable::contiguous(*bias);
     std::copy_n(static_cast<const float*>(dense.const_data_ptr()), p.O, biases.data());
   }
-  const Tensor w = torch::stable::contiguous(weight);
-  const Scratch<float> packed = pack(p, chunks, static_cast<const float*>(w.const_data_ptr()));
+  return biases;
+}
+
+Tensor event_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride_y,
+                    int64_t stride_x, int64_t padding_y, int64_t padding_x) {
+  const Convolution p = described(x, weight, stride_y, stride_x, padding_y, padding_x);
+  const Chunks chunks = chunks_of(p);
+  const Scratch<float> biases = packed_bias(p, chunks, bias), packed = packed_weight(p, chunks, weight);
   const Tensor y = new_image(x, p.N, p.O, p.Y, p.X);
   const float* const images = static_cast<const float*>(x.const_data_ptr());
   float* const out = static_cast<float*>(y.mutable_data_ptr());
@@ -241,6 +299,46 @@ Tensor event_conv2d(const Tensor& x, const Tensor& weight, const std::optional<T
   const float value = first_event(images, x.numel());
   if (!std::isfinite(value) || !compute(value)) compute(std::numeric_limits<float>::quiet_NaN());
   return y;
+}
+
+// Returns the convolution from tables, and whether all events had one value. Else there are no numbers.
+std::tuple<Tensor, bool> table_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                      int64_t stride_y, int64_t stride_x, int64_t padding_y, int64_t padding_x) {
+  const Convolution p = described(x, weight, stride_y, stride_x, padding_y, padding_x);
+  const Chunks chunks = tables_of(p);
+  const Scratch<float> biases = packed_bias(p, chunks, bias);
+  const Scratch<float> tables = sums_of_four(p, chunks, packed_weight(p, chunks, weight));
+  const Tensor y = new_image(x, p.N, p.O, p.Y, p.X);
+  const float* const images = static_cast<const float*>(x.const_data_ptr());
+  float* const out = static_cast<float*>(y.mutable_data_ptr());
+  const float value = first_event(images, x.numel());
+  const int64_t band = std::max<int64_t>(1, kTableBandPixels / p.X), least = (kLeastBand + p.X - 1) / p.X;
+  std::atomic<bool> equal = std::isfinite(value);
+  cpu::in_parallel(0, p.N * p.Y, least, [&](int64_t first, int64_t last) {
+    const int64_t most = std::min(band, last - first);
+    BandPatterns patterns{};
+    patterns.of_stride = p.X + (p.kernel_x - 1) / p.stride_x;
+    patterns.row = int64_t{patterns.of_stride} * std::min(p.stride_x, p.kernel_x) * (chunks.channels / 4);
+    patterns.of_chunk = rows_seen(p, most) * patterns.row;
+    const int64_t bytes = patterns.of_chunk * chunks.of_channels + kTablePixels;
+    Scratch<uint8_t> at(bytes);
+    std::fill_n(at.data(), bytes, uint8_t{0});
+    Scratch<float> sums(most * p.X * kTableLanes);
+    Scratch<int64_t> offsets(chunks.places(p) / 4);
+    patterns.at = at.data(), patterns.offsets = offsets.data(), patterns.sums = sums.data();
+    for (int64_t i = 0; i < chunks.places(p) / 4; ++i) {
+      const int64_t group = i % (chunks.channels / 4), k = i / (chunks.channels / 4), column = k % p.kernel_x;
+      offsets.data()[i] = k / p.kernel_x * patterns.row + column / p.stride_x +
+                          (group * std::min(p.stride_x, p.kernel_x) + column % p.stride_x) * patterns.of_stride;
+    }
+    for (int64_t row = first; row < last && equal; row += band) {
+      const int rows = static_cast<int>(std::min(band, last - row));
+      if (!kernels().look_up(p, chunks, images, tables.data(), biases.data(), value, row, rows, patterns, out)) {
+        equal = false;
+      }
+    }
+  });
+  return {y, equal.load()};
 }
 
 // Memory for the events of a tile.
@@ -330,10 +428,13 @@ Tensor event_conv2d_weight(const Tensor& x, const Tensor& grad, int64_t kernel_y
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
-  m.def("share_of_events(Tensor x) -> float");
+  m.def("share_of_events(Tensor x) -> (float, bool)");
   m.def(
       "event_conv2d(Tensor x, Tensor weight, Tensor? bias, int stride_y, int stride_x, int padding_y, int padding_x)"
       " -> Tensor");
+  m.def(
+      "table_conv2d(Tensor x, Tensor weight, Tensor? bias, int stride_y, int stride_x, int padding_y, int padding_x)"
+      " -> (Tensor, bool)");
   m.def(
       "event_conv2d_weight(Tensor x, Tensor grad, int kernel_y, int kernel_x, int stride_y, int stride_x,"
       " int padding_y, int padding_x) -> Tensor");
@@ -342,6 +443,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
   m.impl("share_of_events", SNN_BOX(share_of_events));
   m.impl("event_conv2d", SNN_BOX(event_conv2d));
+  m.impl("table_conv2d", SNN_BOX(table_conv2d));
   m.impl("event_conv2d_weight", SNN_BOX(event_conv2d_weight));
 }
 

@@ -16,7 +16,7 @@ using V = Vec<float>;
 // Places are in units of 8 bytes: 16 bits suffice, and the processor multiplies by 8 as it loads.
 constexpr int kUnit = 8;
 
-SNN_HD int least(int a, int b) { return a < b ? a : b; }
+SNN_HD constexpr int least(int a, int b) { return a < b ? a : b; }
 SNN_HD int most(int a, int b) { return a > b ? a : b; }
 
 // Returns a bit for each of n <= 16 values that is not 0.
@@ -230,6 +230,119 @@ bool forward(const Convolution& p, const Chunks& chunks, const float* images, co
              float value, int64_t first_row, int rows, const BandLists& lists, float* tile, float* out) {
   const auto compute = value == value ? forward_of<false> : forward_of<true>;
   return compute(p, chunks, images, weights, bias, value, first_row, rows, lists, tile, out);
+}
+
+// ---- forward, by tables
+
+constexpr int kTableVectors = kTableLanes / V::kSize;
+constexpr int kPixelsAtOnce = least(kTablePixels, kRegisters / (2 * kTableVectors));
+
+// Writes down which channels of each pixel are set, in units of 8 bytes of a table. Nothing is written around the
+// image, where the zeros are that were there first. Returns false if a value is neither 0 nor the one that all should
+// have.
+bool find_patterns(const Convolution& p, const Chunks& chunks, const float* images, float value, int64_t first_row,
+                   int rows, const BandPatterns& patterns) {
+  constexpr uint32_t kRow = kTableLanes * sizeof(float) / kUnit;
+  const int64_t columns = int64_t{patterns.of_stride} * least(p.stride_x, p.kernel_x);
+  bool other = false;
+  for (int i = 0; i < chunks.of_channels; ++i) {
+    const int first = i * chunks.channels, channels = least(chunks.channels, p.C - first);
+    uint8_t* to = patterns.at + i * patterns.of_chunk;
+    each_image(p, first_row, rows, [&](int64_t image, int, int, int in0, int in1) {
+      for (int y = in0; y < in1; ++y, to += patterns.row) {
+        const float* x = images + (image * p.H + y) * p.W * p.C + first;
+        int phase = p.padding_x % p.stride_x, place = p.padding_x / p.stride_x;
+        for (int column = 0; column < p.W && place < patterns.of_stride; ++column, x += p.C) {
+          uint8_t* const pixel = to + int64_t{phase} * patterns.of_stride + place;
+          const bool seen = phase < p.kernel_x;
+          if (++phase == p.stride_x) phase = 0, ++place;
+          if (!seen) continue;
+          for (int c = 0; c < channels; c += 16) {
+            const int n = least(16, channels - c);
+            const uint32_t events = events_among(x + c, n);
+            other |= other_among(x + c, events, value);
+            for (int k = 0; k < n; k += 4) {
+              pixel[(c + k) / 4 * columns] = static_cast<uint8_t>((events >> k & 0xf) * kRow);
+            }
+          }
+        }
+      }
+    });
+  }
+  return !other;
+}
+
+// Adds up the sums that n tables have for kPixelsAtOnce pixels. The patterns for table i are at `from + offsets[i]`.
+// One load takes all of them: with a load for each, loads would be the limit.
+SNN_HD void add_tables(const uint8_t* from, const int64_t* offsets, int n, const float* table,
+                       V (&sums)[kPixelsAtOnce][kTableVectors]) {
+  const auto* row = reinterpret_cast<const char*>(table);
+  for (int i = 0; i < n; ++i, row += kTableRows * kTableLanes * sizeof(float)) {
+    uint32_t patterns;
+    std::memcpy(&patterns, from + offsets[i], sizeof patterns);
+    SNN_UNROLL for (int k = 0; k < kPixelsAtOnce; ++k) {
+      const auto* const sum = reinterpret_cast<const float*>(row + size_t{patterns >> (8 * k) & 0xff} * kUnit);
+      SNN_UNROLL for (int v = 0; v < kTableVectors; ++v) sums[k][v] += V::load(sum + v * V::kSize);
+    }
+  }
+}
+
+// Adds to the sums of a band what one chunk of channels and of rows of the kernel contributes.
+void add_chunk(const Convolution& p, const Chunks& chunks, int first_kernel_row, int kernel_rows, const float* tables,
+               bool first, int64_t first_row, int rows, const uint8_t* at, const BandPatterns& patterns) {
+  const int of_row = p.kernel_x * chunks.channels / 4;
+  float* to = patterns.sums;
+  each_image(p, first_row, rows, [&](int64_t, int y0, int y1, int in0, int in1) {
+    for (int y = y0; y < y1; ++y) {
+      const int above = y * p.stride_y - p.padding_y + first_kernel_row;
+      const int begin = most(above, in0), end = least(above + kernel_rows, in1), n = most(end - begin, 0) * of_row;
+      const float* const table = tables + int64_t{begin - above} * of_row * kTableRows * kTableLanes;
+      const uint8_t* const from = at + int64_t{begin - in0} * patterns.row;
+      for (int x = 0; x < p.X; x += kPixelsAtOnce) {
+        V sums[kPixelsAtOnce][kTableVectors];
+        SNN_UNROLL for (int k = 0; k < kPixelsAtOnce; ++k) {
+          SNN_UNROLL for (int v = 0; v < kTableVectors; ++v) sums[k][v] = V(0);
+        }
+        add_tables(from + x, patterns.offsets, n, table, sums);
+        const int pixels = least(kPixelsAtOnce, p.X - x);
+        SNN_UNROLL for (int k = 0; k < kPixelsAtOnce; ++k) {
+          if (k == pixels) break;
+          SNN_UNROLL for (int v = 0; v < kTableVectors; ++v, to += V::kSize) {
+            (first ? sums[k][v] : V::load(to) + sums[k][v]).store(to);
+          }
+        }
+      }
+    }
+    at += int64_t{in1 - in0} * patterns.row;
+  });
+}
+
+bool look_up(const Convolution& p, const Chunks& chunks, const float* images, const float* tables, const float* bias,
+             float value, int64_t first_row, int rows, const BandPatterns& patterns, float* out) {
+  if (!find_patterns(p, chunks, images, value, first_row, rows, patterns)) return false;
+  const int64_t pixels = int64_t{rows} * p.X;
+  const int64_t size = int64_t{chunks.places(p)} / 4 * kTableRows * kTableLanes;
+  const V factor(value);
+  out += first_row * p.X * p.O;
+  for (int b = 0; b < chunks.blocks; ++b, out += kTableLanes, bias += kTableLanes) {
+    for (int i = 0; i < chunks.of_channels; ++i) {
+      for (int j = 0; j < chunks.of_kernel_rows; ++j, tables += size) {
+        const int k = j * chunks.kernel_rows, kernel_rows = least(chunks.kernel_rows, p.kernel_y - k);
+        add_chunk(p, chunks, k, kernel_rows, tables, i == 0 && j == 0, first_row, rows,
+                  patterns.at + i * patterns.of_chunk, patterns);
+      }
+    }
+    const int rest = p.O - b * kTableLanes;
+    for (int64_t i = 0; i < pixels; ++i) {
+      float* const sums = patterns.sums + i * kTableLanes;
+      float* const to = rest < kTableLanes ? sums : out + i * p.O;
+      SNN_UNROLL for (int v = 0; v < kTableLanes; v += V::kSize) {
+        (V::load(bias + v) + factor * V::load(sums + v)).store(to + v);
+      }
+      if (rest < kTableLanes) std::memcpy(out + i * p.O, sums, sizeof(float) * rest);
+    }
+  }
+  return true;
 }
 
 // ---- the gradient of the weights: the events of each channel, and the outputs that they reach
@@ -460,7 +573,7 @@ void add_gradient(const Convolution& p, const Tiles& tiles, const float* images,
 }  // namespace
 
 const ConvolutionKernels& convolution_kernels() {
-  static constexpr ConvolutionKernels kernels{2 * V::kSize, kTapVectors * V::kSize, forward, add_gradient};
+  static constexpr ConvolutionKernels kernels{2 * V::kSize, kTapVectors * V::kSize, forward, look_up, add_gradient};
   return kernels;
 }
 

@@ -47,6 +47,27 @@ struct BandLists {
 // A sum is computed in so many parts, so that an addition need not wait for the one before.
 inline constexpr int kChains = 4;
 
+// ---- forward, by tables
+
+// Four channels that are 0 or 1 have 16 sums of their weights. A table has them, in this order, for one place of the
+// kernel and some outputs: one addition then takes four channels, however many are set. The tables of a chunk stay in
+// the L1 cache, and the order of sums depends on their number.
+inline constexpr int kTableLanes = 16, kTableRows = 16, kMostTables = 36;
+
+// Pixels of the output whose sums stay in registers. Patterns are read for so many.
+inline constexpr int kTablePixels = 4;
+
+// Which channels are set, [chunks of channels, rows of the input, channels / 4, columns with padding]. Columns that are
+// a stride apart lie side by side, as the outputs that they reach by one place of the kernel do. All are 0 at first.
+struct BandPatterns {
+  uint8_t* at;
+  int of_stride;     // the number of columns that are a stride apart
+  int64_t row;       // the number of bytes of a row
+  int64_t of_chunk;  // and of a chunk
+  int64_t* offsets;  // of the tables of a chunk: from the patterns of a place to those that its first pixel needs
+  float* sums;       // [pixels of the output, kTableLanes]
+};
+
 // ---- the gradient of the weights
 
 // An event at (y, x) of the input reaches outputs by some taps of the kernel. The first one is (y + padding) % stride;
@@ -81,6 +102,10 @@ struct ConvolutionKernels {
   // one has not; `value` is NaN if they may have several.
   bool (*forward)(const Convolution&, const Chunks&, const float* images, const float* weights, const float* bias,
                   float value, int64_t first_row, int rows, const BandLists&, float* tile, float* out);
+  // The same from tables, [blocks, chunks of channels and of rows, places / 4, kTableRows, kTableLanes], and always
+  // with one value.
+  bool (*look_up)(const Convolution&, const Chunks&, const float* images, const float* tables, const float* bias,
+                  float value, int64_t first_row, int rows, const BandPatterns&, float* out);
   // Adds to `sums` [blocks, C, taps, lanes] what images first to last - 1 contribute to the gradient of the weights of
   // outputs first_output to last_output - 1. `value` is that of most events.
   void (*add_gradient)(const Convolution&, const Tiles&, const float* images, const float* grads, int64_t first,
