@@ -4,6 +4,9 @@ A function is recorded, and calls like earlier ones are replayed. What recording
 one warning says why: where less than half of the calls had a plan, three times in a row; thirty times in a row, if
 other calls of the function had one. So do calls without gradients that are clearly faster as they are.
 
+A call of new sizes may need a graph of its own, which is not made for a single call. Where three calls of new sizes in
+a row had none, calls of other new sizes run as they are, and are recorded when their sizes come again.
+
 Graphs take seconds to make. A function whose graphs have cost more than its calls can pay for makes no more until they
 can: calls that would need another one, as those of other sizes may, run as they are.
 """
@@ -142,8 +145,10 @@ class Choice:
         self._as_it_is: set[bool] = set()
         self.status = Status(name)
         self._account = _Account()
-        self._graphs: dict[Any, bool] = {}  # whether calls of shapes have a graph, or had none that may be made
-        self._without = 0  # so many new shapes in a row had none
+        self._graphs: dict[Any, bool] = {}  # whether calls of shapes have a graph
+        self._without = {True: 0, False: 0}  # so many new shapes in a row had none, with gradients, and without
+        self._reason = ""  # of the last one
+        self._told: set[bool] = set()  # whether graphs might be made when new sizes ran as they are, and it was said
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         grad = torch.is_grad_enabled()
@@ -166,11 +171,8 @@ class Choice:
             return self._function(*args, **kwargs)
         shapes = (grad, *_shapes_of(args), *_shapes_of(kwargs.values()))
         allowed = self._account.allows
-        if not allowed and not self._graphs.get(shapes, self._without < _PATIENCE):
-            self._warn(
-                f"runs as it is where its sizes are new, until graphs of them pay: {self._account}. snnfast.explain "
-                "says why they need graphs of their own"
-            )
+        if self._waits(shapes, allowed):
+            self._keep(shapes, False)
             return self._timed(self._function, grad, args, kwargs)
         trial = self._trial_of(shapes) if not grad and _on_cpu(args, kwargs) else None
         start = time.perf_counter()
@@ -196,7 +198,7 @@ class Choice:
         way = RECORDED if recorder.pays else ONE_BY_ONE
         self.status.add(way, grad, seconds - recorder.making, as_it_is)
         self.status.graphs, self.status.making = self._account.graphs, self._account.cost
-        self._enter(shapes, not recorder.is_denied)
+        self._enter(shapes, recorder)
         if recorder.is_denied:
             return result
         if trial is not None and recorder.pays and not recorder.learns and not trial.replays:
@@ -204,12 +206,30 @@ class Choice:
         self._judge(recorder, grad)
         return result
 
-    def _enter(self, shapes: Any, has_graph: bool) -> None:
-        """Enter whether a call had a graph, or needed none."""
-        if shapes not in self._graphs:
-            self._without = 0 if has_graph else self._without + 1
-            if len(self._graphs) >= _MOST_SHAPES:
-                self._graphs.clear()
+    def _waits(self, shapes: Any, may_make: bool) -> bool:
+        """Whether a call runs as it is, because its sizes are new, or because their graph may not be made."""
+        is_new = shapes not in self._graphs and self._without[shapes[0]] >= _PATIENCE
+        if not is_new and (may_make or self._graphs.get(shapes, True)):
+            return False
+        why = f"until they come again: {self._reason}" if may_make else f"until graphs of them pay: {self._account}"
+        if may_make not in self._told:
+            self._told.add(may_make)
+            self._warn(f"runs as it is where its sizes are new, {why}. snnfast.explain says why they need other graphs")
+        return True
+
+    def _enter(self, shapes: Any, recorder: Recorder) -> None:
+        """Enter whether a call that was recorded had a graph."""
+        grad = shapes[0]
+        if recorder.pays and not self._graphs.get(shapes):
+            self._without[grad] = 0
+        elif shapes not in self._graphs and not recorder.asks_again:
+            self._without[grad] += 1
+            self._reason = next(iter(recorder.reasons), "")
+        self._keep(shapes, recorder.pays)
+
+    def _keep(self, shapes: Any, has_graph: bool) -> None:
+        if len(self._graphs) >= _MOST_SHAPES:
+            self._graphs.clear()
         self._graphs[shapes] = has_graph
 
     def _timed(self, function: Callable[..., Any], grad: bool, args: Any, kwargs: Any) -> Any:

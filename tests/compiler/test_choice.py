@@ -232,7 +232,26 @@ def test_a_loop_that_needs_a_graph_for_each_number_of_steps_runs_as_it_is_if_the
     compiled = snnfast.compile(loop)
     said = [message for T in (9, 9, *range(10, 50)) for message in call(compiled, currents(T))]
     assert len(said) == 1
-    assert "runs as it is, without a recorder: another call like it needs a graph of its own" in said[0]
+    assert "runs as it is where its sizes are new, until they come again: another call like it needs a graph" in said[0]
+
+
+def test_new_sizes_that_have_no_graph_run_as_they_are_and_are_recorded_when_they_come_again() -> None:
+    """Three new sizes are tried, and three more once a size that came again has a graph."""
+    taken: list[str] = []
+
+    def loop(x: Tensor) -> Tensor:
+        taken.append("as it is" if current_recorder() is None else "recorded")
+        return divided(x)
+
+    compiled = snnfast.compile(loop)
+    ways, said = {}, []
+    for T in (9, 9, 10, 11, 12, 13, 14, 15, 14, 14, 14, 14, 17, 18, 19, 20, 21):
+        taken.clear()
+        said += call(compiled, currents(T))
+        ways[T] = taken[0]
+    assert {T for T, way in ways.items() if way == "as it is"} == {15, 20, 21}
+    (message,) = said
+    assert "loop runs as it is where its sizes are new, until they come again: another call like it" in message
 
 
 def test_in_a_checkpoint_a_loop_runs_as_it_is_and_one_warning_says_so() -> None:

@@ -164,9 +164,9 @@ class Kinds(dict[Any, Kind]):
         self._sights: dict[Any, Sight] = {}  # of their classes
         self._changes: Counter[Any] = Counter()  # how often a class has changed what it reads
         self._options: dict[int, Any] = {}
-        # Of functions and sketches of their arguments, whether tensors without values tell what fake tensors tell;
-        # ``None`` where there was one call.
-        self._sketches: dict[Any, bool | None] = {}
+        # Of functions and sketches of their arguments, a kind of which tensors without values tell what fake tensors
+        # tell; ``None`` where there was one call, ``False`` where they tell something else.
+        self._sketches: dict[Any, Kind | bool | None] = {}
         self.classes = Alike()
         self.spare: dict[Like, list[Later]] = {}  # results of earlier calls that nobody holds
 
@@ -223,7 +223,8 @@ class Kinds(dict[Any, Kind]):
     def _find(self, func: Any, args: Any, kwargs: Any, grad: bool, modes: Any, ambient: Any, holes: Any) -> Kind:
         """PyTorch's own tensors without values know most functions, too, and tell their results in less time.
 
-        They are asked where they have told what fake tensors tell of a call that differs by its sizes alone.
+        They are asked where they have told what fake tensors tell of a call that differs by its sizes alone. If that
+        one may wait, and writes to nothing, so may this one, and only its results are asked for.
         """
         call = func, args, kwargs, grad, modes, ambient, holes
         sketch = _sketch(args, kwargs) if modes is None and ambient == NONE else None
@@ -231,22 +232,28 @@ class Kinds(dict[Any, Kind]):
             return self._found(*call)
         device, *others = sketch
         key = func, grad, *others
-        if self._sketches.get(key):
-            return self._found(*call, device)
+        known = self._sketches.get(key)
+        if isinstance(known, Kind):
+            is_plain = known.waits and not known.changes and not known.gives
+            return self._found(*call, device, known if is_plain else None)
         kind = self._found(*call)
         if key not in self._sketches:
             self._sketches[key] = None
-        elif self._sketches[key] is None:
+        elif known is None:
             try:
-                self._sketches[key] = kind.tells(self._found(*call, device))
+                self._sketches[key] = kind.tells(self._found(*call, device)) and kind
             except NeedsValueError:
                 self._sketches[key] = False
         return kind
 
     def _found(
-        self, func: Any, args: Any, kwargs: Any, grad: bool, modes: Any, ambient: Any, holes: Any, device: Any = None
-    ) -> Kind:
-        """A new kind, found on fake tensors, or on tensors without values that stand for those of a device."""
+        self, func: Any, args: Any, kwargs: Any, grad: bool, modes: Any, ambient: Any, holes: Any, device: Any = None,
+        known: Kind | None = None,
+    ) -> Kind:  # fmt: skip
+        """A new kind, found on fake tensors, or on tensors without values that stand for those of a device.
+
+        ``known``: a kind that differs by sizes alone, may wait and writes to nothing. So does this one.
+        """
         kind = Kind(func, grad, modes)
         template = _Template(self.fake if device is None else partial(_without_values, device=_META))
         at, numbers = holes
@@ -260,7 +267,8 @@ class Kinds(dict[Any, Kind]):
         seen = MayRaise()
         try:
             fake = contextlib.nullcontext() if device is not None else self._mode or FakeTensorMode()
-            with quiet(), entered(grad, modes, ambient), fake, seen:
+            looks = seen if known is None else contextlib.nullcontext()
+            with quiet(), entered(grad, modes, ambient), fake, looks:
                 found = func(*given, **named)
         except Exception as error:
             raise NeedsValueError(f"{getattr(func, '__name__', func)} raises {type(error).__name__}") from None
