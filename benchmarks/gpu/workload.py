@@ -81,8 +81,8 @@ def watched(many: int = MANY) -> Iterator[Call]:
             for T, size in ((18, 37),) if dtype == torch.float64 else ((18, 37), (18, many), (4, many)):
                 yield name, T, size, dtype, layer, {}
     for dtype in NORM_DTYPES:
-        for T, size, channels_last in ((7, 37, False), (16, 37, False), (4, many, False), (4, many, True)):
-            for neurons in NORMED:
+        for channels_last, neurons in itertools.product((False, True), NORMED):
+            for T, size in ((4, many), (7, many), (16, 37)):  # chunks of steps: one, several, of single neurons
                 yield "normed", T, size, dtype, {"channels_last": channels_last, "neurons": neurons}, {}
 
 

@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 
+#include "../op/norm.h"
 #include "launch.cuh"
 
 namespace snnfast::cuda {
@@ -19,6 +20,8 @@ int64_t g_vector_minimum = -1;  // in place of both
 // once (docs/design-cuda.md).
 int64_t g_least_steps = 16 * kCheckpoint;
 int64_t g_most_neurons = 12288;
+// Behind a batch normalisation: eight blocks of two warps for each of 132 multiprocessors.
+int64_t g_norm_blocks = 1024;
 
 #if !defined(SNN_EMULATED)
 // A kernel to ask about: it is compiled for the same architectures as all others.
@@ -68,7 +71,11 @@ bool wants_chunked(int64_t steps, int64_t neurons) { return steps >= g_least_ste
 
 const char* error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
+int64_t norm_blocks() { return g_norm_blocks; }
+
 void set_vector_minimum(int64_t neurons) { g_vector_minimum = neurons; }
+
+void set_norm_blocks(int64_t blocks) { g_norm_blocks = blocks; }
 
 void set_chunked_limits(int64_t least_steps, int64_t most_neurons) {
   g_least_steps = least_steps;

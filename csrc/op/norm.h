@@ -14,9 +14,8 @@ namespace snnfast {
 // The numbers of a channel of a step: scale, shift, mean, and 1 / sqrt(variance + eps). On the CPU, the shift is the
 // bias: it is added to scale * (x - mean), and not to scale * x.
 inline constexpr int kNormNumbers = 4;
-// The kernels hold all steps of a call in registers. With so few steps, a thread may have several neurons.
-inline constexpr int kMostNormSteps = 16, kNormFew = 4;
-inline constexpr int kLogNormThreads = 7;  // of a block
+inline constexpr int kMostNormSteps = 16;  // of each, the kernels keep numbers in shared memory
+inline constexpr int kLogNormThreads = 6;  // of a block
 
 // Divides numbers below 2^31 by one that the host knows: a product and a shift, where a division takes 20 instructions.
 // The factor is 2^shift / by, rounded up, so that a quotient is less than 1 / by too large.
@@ -36,15 +35,18 @@ struct Norm {
   bool channels_last;  // a step lies in memory as [B, S, C], and not as [B, C, S]
   bool over_time;      // all steps together have the statistics, in place of each its own
 
-  // How threads share out the neurons. A step is a table whose columns are the channels, and a block takes some rows of
-  // some columns. In the usual order of images it takes one column, whose rows lie side by side in each image. In
-  // channels_last order adjacent threads have adjacent columns, and a thread of 4 neurons has 4 channels, which are one
-  // column then. All sums depend on this, and so on nothing but the shape and the memory layout.
+  // How threads share out the neurons. A step is a table whose columns are the channels, and the threads of a block
+  // take a tile of some rows and columns. In the usual order of images it has one column, whose rows lie side by side
+  // in each image. In channels_last order adjacent threads have adjacent columns, and a thread of 4 neurons has 4
+  // channels, which are one column then. A block that sums takes several tiles. All sums depend on this, and so on
+  // nothing but the shape and the memory layout.
   bool vectors;  // a thread has 4 neurons
   unsigned columns, rows;
-  int shift;              // a block takes 1 << shift columns
-  Divisor groups;         // of columns, each a block's
-  unsigned blocks;        // of a group
+  int shift;              // a tile has 1 << shift columns
+  Divisor groups;         // of columns, each a tile's
+  unsigned tiles;         // of a group
+  unsigned each;          // tiles of a block that sums
+  unsigned blocks;        // of a group, which sum
   Divisor per;            // rows that lie side by side
   unsigned outer, inner;  // elements from so many rows to the next, and from a column to the next
   void* partial_sums;     // double, as many as plan() returns, whatever is in them; nullptr: nothing is summed
@@ -52,10 +54,10 @@ struct Norm {
   SNN_HD int64_t rows_of(int64_t T) const { return over_time ? 1 : T; }  // of the numbers
 
   // Whether a thread could have 4 neurons: they lie in one channel, or in one pixel.
-  bool fits_vectors(int64_t T) const { return T == kNormFew && (channels_last ? C : S) % 4 == 0; }
+  bool fits_vectors() const { return (channels_last ? C : S) % 4 == 0; }
 
-  // Shares out the neurons, and returns how many doubles the sums of a call take.
-  int64_t plan(int64_t T, bool with_vectors) {
+  // Shares out the neurons, and returns how many doubles the sums of a call take. `full`: so many blocks fill a card.
+  int64_t plan(int64_t T, bool with_vectors, int64_t full) {
     vectors = with_vectors;
     const int64_t V = vectors ? 4 : 1, samples = B * S;
     columns = static_cast<unsigned>(channels_last ? C / V : C);
@@ -63,11 +65,13 @@ struct Norm {
     per = Divisor::of(static_cast<unsigned>(channels_last ? 1 : S / V));
     outer = static_cast<unsigned>(channels_last ? C : C * S);
     inner = static_cast<unsigned>(channels_last ? V : S);
-    shift = channels_last ? std::bit_width(std::min(columns, 32u) - 1) : 0;
+    // Adjacent columns are 128 bytes of float32, which is a line of the caches.
+    shift = channels_last ? std::bit_width(std::min(columns, vectors ? 8u : 32u) - 1) : 0;
     groups = Divisor::of(((columns - 1) >> shift) + 1);
-    blocks = ((rows - 1) >> (kLogNormThreads - shift)) + 1;
-    const int64_t steps = T > 8 ? kMostNormSteps : vectors ? kNormFew : 8, channels = channels_last ? V : 1;
-    return groups.by * (1 + blocks * ((2 * steps + 1) * channels << shift));
+    tiles = ((rows - 1) >> (kLogNormThreads - shift)) + 1;
+    each = static_cast<unsigned>(std::clamp<int64_t>(int64_t{tiles} * groups.by / full, 1, 8));
+    blocks = (tiles - 1) / each + 1;
+    return groups.by * (1 + blocks * ((2 * T + 1) * (channels_last ? V : 1) << shift));
   }
 };
 
@@ -132,6 +136,8 @@ struct BackwardNorm : Backward<Neuron> {
 namespace cuda {
 // Whether threads had better take 4 neurons each: there are many, and these rows are aligned.
 bool norm_wants_vectors(int64_t neurons, std::initializer_list<const void*> rows);
+// How many blocks fill a large card.
+int64_t norm_blocks();
 int norm_statistics(const Statistics& problem, void* stream);
 template <typename Neuron>
 int norm_forward(ForwardNorm<Neuron> problem, void* stream);

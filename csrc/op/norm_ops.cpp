@@ -32,7 +32,8 @@ Norm described(const Steps& steps, bool over_time) {
 // Shares out the neurons of a call that has these rows; returns how many doubles its sums take.
 template <typename P>
 int64_t plan(P& p, std::initializer_list<const void*> rows) {
-  return p.norm.plan(p.T, p.norm.fits_vectors(p.T) && cuda::norm_wants_vectors(p.N, rows));
+  const bool vectors = p.norm.fits_vectors() && cuda::norm_wants_vectors(p.N, rows);
+  return p.norm.plan(p.T, vectors, cuda::norm_blocks());
 }
 
 // Returns what the statistics of x update: averages of the channels, and the number of steps.

@@ -221,6 +221,8 @@ int backward(const Backward<Neuron>& problem, void* stream);
 const char* error_string(int error);
 // Neurons from which a thread takes several of them, 16 bytes at a time; -1: the limits of each pass. For tests.
 void set_vector_minimum(int64_t neurons);
+// Blocks from which those that sum over the neurons of channels take several tiles each. For tests.
+void set_norm_blocks(int64_t blocks);
 // Steps from which, and neurons up to which, backward shares out time among the warps of a block. For tests.
 void set_chunked_limits(int64_t least_steps, int64_t most_neurons);
 }  // namespace cuda

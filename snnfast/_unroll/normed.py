@@ -33,7 +33,11 @@ from snnfast.surrogate import DISABLED
 __all__ = ["reference", "unroll"]
 
 _MOST_STEPS = 16
-"""The kernels of CUDA hold all steps in registers."""
+"""The kernels of CUDA keep numbers of all steps in shared memory."""
+
+_LEAST_STEPS_OF_HALVES = 3
+"""By the instructions that `make gates` counts, one call of fewer steps would take an H100 longer than two calls, which
+half precision lets move few bytes: the kernels load chunks of four steps. In float32 the bytes take longer."""
 
 _MOST_NEURONS = 2**31 - 2
 """The most of a step: the kernels of CUDA count them in 32 bits."""
@@ -68,7 +72,8 @@ def _fits(norm: Norm, x: Tensor, on_cpu: bool) -> bool:
         return False
     if on_cpu:
         return not (norm.over_time and is_small(x, x.shape[2]))
-    return len(x) <= _MOST_STEPS and x[0].numel() <= _MOST_NEURONS
+    least = 1 if x.dtype == torch.float32 else _LEAST_STEPS_OF_HALVES
+    return least <= len(x) <= _MOST_STEPS and x[0].numel() <= _MOST_NEURONS
 
 
 def _has_kernels(neuron: str, options: Options, on_cpu: bool) -> bool:

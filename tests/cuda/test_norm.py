@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from emulator.build import set_seed, set_vector_minimum, take_launches
+from emulator.build import set_norm_blocks, set_seed, set_vector_minimum, take_launches
 from helpers import FIRST_SEED, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from norm_checks import (
     DTYPES,
@@ -52,11 +52,15 @@ def launched() -> list[str]:
     return [launch.kernel for launch in take_launches()]
 
 
-def kernels(width: str, dtype: str = "float", of: Neurons = LEAKY) -> list[str]:
-    """Those of a forward and a backward pass."""
-    each = f"<{of.name}, {dtype}, {width}, (Reset){of.reset if width[0] == '4' else 0}"  # single nodes ask for it
-    statistics = f"statistics_norm<Statistics, {dtype}, {width}>"
-    return [statistics, f"forward_norm{each}>", f"backward_norm{each}, false>", f"backward_norm{each}, true>"]
+def kernels(width: str, dtype: str = "float", of: Neurons = LEAKY, steps: int = 4) -> list[str]:
+    """Those of a forward and a backward pass. Of four steps, several neurons have kernels of their own."""
+    once = steps == 4 and width[0] == "4"
+    reset = of.reset if once else 0  # others ask for it
+    each, one_chunk = f"<{of.name}, {dtype}, {width}, (Reset){reset}", str(once).lower()
+    return [
+        f"statistics_norm<Statistics, {dtype}, {width}>", f"forward_norm{each}, {one_chunk}>",
+        f"backward_norm{each}, {one_chunk}, false>", f"backward_norm{each}, {one_chunk}, true>",
+    ]  # fmt: skip
 
 
 def launched_by_check(x: Tensor, over_time: bool = False, of: Neurons = LEAKY) -> list[str]:
@@ -78,7 +82,7 @@ def test_spikes_are_those_of_the_scale_and_the_shift(
     shape = SHAPES[name]
     by_pixel = layout == "channels_last" or len(shape) == 2
     vectors = (shape[1] if by_pixel else torch.Size(shape[2:]).numel()) % 4 == 0
-    width = ("4, 4, 4" if by_pixel else "4, 1, 4") if vectors else "1, 1, 8"
+    width = ("4, 4" if by_pixel else "4, 1") if vectors else "1, 1"
     x = images(4, shape, layout=layout)
     assert launched_by_check(x, over_time) == kernels(width)
 
@@ -87,12 +91,11 @@ def test_spikes_are_those_of_the_scale_and_the_shift(
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 def test_of_any_number_of_steps(dtype: torch.dtype, device: torch.device) -> None:
     kind = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "BFloat16"}[dtype]
-    for steps, layout, over_time in itertools.product(range(1, 17), ("usual", "channels_last"), (False, True)):
-        width = "1, 1, 16" if steps > 8 else "1, 1, 8"
-        if steps == 4:
-            width = "4, 4, 4" if layout == "channels_last" else "4, 1, 4"
+    least = 1 if dtype == torch.float32 else 3
+    for steps, layout, over_time in itertools.product(range(least, 17), ("usual", "channels_last"), (False, True)):
+        width = "4, 4" if layout == "channels_last" else "4, 1"
         x = images(steps, (2, 4, 2, 6), dtype, layout)
-        assert launched_by_check(x, over_time) == kernels(width, kind)
+        assert launched_by_check(x, over_time) == kernels(width, kind, steps=steps)
 
 
 @emulated
@@ -103,11 +106,11 @@ def test_of_nodes(name: str, device: torch.device) -> None:
     for dtype, over_time in itertools.product(DTYPES, (False, True)):
         kind = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "BFloat16"}[dtype]
         for steps, layout, width in (
-            (4, "usual", "4, 1, 4"), (4, "channels_last", "4, 4, 4"),
-            (7, "usual", "1, 1, 8"), (12, "usual", "1, 1, 16"),
+            (4, "usual", "4, 1"), (3, "channels_last", "4, 4"), (7, "usual", "4, 1"), (12, "channels_last", "4, 4"),
+            (4, "odd", "1, 1"), (12, "odd", "1, 1"),
         ):  # fmt: skip
-            x = images(steps, (3, 4, 2, 6), dtype, layout)
-            assert launched_by_check(x, over_time, of) == kernels(width, kind, of)
+            x = images(steps, (3, 4, 2, 6) if layout != "odd" else (3, 3, 5, 5), dtype, layout)
+            assert launched_by_check(x, over_time, of) == kernels(width, kind, of, steps)
 
 
 @emulated
@@ -119,7 +122,7 @@ def test_of_nodes(name: str, device: torch.device) -> None:
 def test_a_million_decisions(of: Neurons, device: torch.device) -> None:
     x = images(4, (8, 16, 48, 48))
     assert x.numel() > 10**6
-    assert launched_by_check(x, of=of) == kernels("4, 1, 4", of=of)
+    assert launched_by_check(x, of=of) == kernels("4, 1", of=of)
 
 
 @emulated
@@ -235,11 +238,40 @@ def test_no_order_of_threads_or_blocks_changes_a_bit(device: torch.device) -> No
 
 
 @emulated
+@pytest.mark.parametrize(
+    ("shape", "layout", "width"),
+    [
+        ((5, 8, 20, 20), "usual", "4, 1"), ((20, 40, 5, 5), "channels_last", "4, 4"),
+        ((9, 5, 9, 9), "usual", "1, 1"), ((20, 33, 5, 5), "channels_last", "1, 1"),
+    ],
+)  # fmt: skip
+def test_a_block_sums_several_tiles(shape: Shape, layout: str, width: str, device: torch.device) -> None:
+    set_norm_blocks(1)
+    try:
+        for steps, of in itertools.product((4, 6), (LEAKY, nodes("ParametricLIFNode", "ATan", 0.0))):
+            x = images(steps, shape, layout=layout)
+            assert launched_by_check(x, of=of) == kernels(width, of=of, steps=steps)
+    finally:
+        set_norm_blocks(1024)
+
+
+@emulated
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_halves_of_one_or_two_steps_are_two_calls(dtype: torch.dtype, device: torch.device) -> None:
+    for steps in (1, 2, 3):
+        x = images(steps, (2, 4, 2, 6), dtype)
+        take_launches()
+        net_of(norm_of(x), leaky())(x)
+        normed = [name for name in launched() if "_norm<" in name]
+        assert bool(normed) == (dtype == torch.float32 or steps == 3)
+
+
+@emulated
 def test_few_neurons_have_a_thread_each(device: torch.device) -> None:
     set_vector_minimum(-1)
     try:
         x = images(4, (2, 4, 4, 4))
-        assert launched_by_check(x) == kernels("1, 1, 8")
+        assert launched_by_check(x) == kernels("1, 1")
     finally:
         set_vector_minimum(1)
 
@@ -402,11 +434,11 @@ def test_without_gradients_only_the_spikes_are_made(device: torch.device) -> Non
     take_launches()
     with torch.no_grad():
         spk = net_of(norm, leaky())(x)
-    assert launched() == kernels("4, 1, 4")[:2]
+    assert launched() == kernels("4, 1")[:2]
     assert_bits_equal(spk, membranes(x, norm, over_time=False)[0])
     take_launches()
     net_of(norm, leaky())(x).sum().backward()  # nobody asks for the gradient of the input
-    assert launched() == kernels("4, 1, 4")[:3]
+    assert launched() == kernels("4, 1")[:3]
 
 
 # ---- by SpikingJelly's names, in step mode "m"

@@ -240,6 +240,11 @@ def set_vector_minimum(neurons: int) -> None:
     load().snnfast_set_vector_minimum(ctypes.c_int64(neurons))
 
 
+def set_norm_blocks(blocks: int) -> None:
+    """From so many blocks on, those that sum over the neurons of channels take several tiles each."""
+    load().snnfast_set_norm_blocks(ctypes.c_int64(blocks))
+
+
 def set_chunked_limits(least_steps: int, most_neurons: int) -> None:
     """From how many steps on, and up to how many neurons, backward shares out time among warps."""
     load().snnfast_set_chunked_limits(ctypes.c_int64(least_steps), ctypes.c_int64(most_neurons))

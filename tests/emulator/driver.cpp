@@ -156,7 +156,7 @@ void norm_forward_and_backward(DType type, int64_t T, snnfast::Norm norm, snnfas
   const int64_t N = norm.B * norm.C * norm.S, rows = norm.rows_of(T), channels = rows * norm.C;
   Memory x = Memory::input(type, T * N), numbers(DType::kFloat, channels * snnfast::kNormNumbers);
   Memory variance(DType::kFloat, channels), weight = Memory::input(DType::kFloat, norm.C);
-  Memory sums(DType::kDouble, norm.plan(T, norm.fits_vectors(T)));
+  Memory sums(DType::kDouble, norm.plan(T, norm.fits_vectors(), snnfast::cuda::norm_blocks()));
   norm.partial_sums = sums.data();
   snnfast::Statistics statistics{};
   statistics.dtype = type;
@@ -258,8 +258,9 @@ constexpr NormShape kNorms[] = {
     {200, 3, 1, true, true},
 };
 
-int run_norms() {
+int run_norms(unsigned seed) {
   int cases = 0;
+  snnfast::cuda::set_norm_blocks(seed % 2 == 0 ? 1024 : 1);  // which sum a tile each, or several
   for (const DType dtype : {DType::kFloat, DType::kHalf, DType::kBFloat16}) {
     for (const auto& [B, C, S, channels_last, over_time] : kNorms) {
       snnfast::Norm norm{};
@@ -293,7 +294,7 @@ int main(int count, char** arguments) {
   for (unsigned seed = 0; seed < kSeeds; ++seed) {
     emulator::set_seed(seed);
     cases += run_all<SNN_NEURONS>(seed, seeds);
-    if (seed < seeds) cases += run_norms();
+    if (seed < seeds) cases += run_norms(seed);
   }
   std::printf("driver: %d forward and backward passes\n", cases);
 }

@@ -9,6 +9,7 @@
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
 EXPORTED void snnfast_set_vector_minimum(int64_t neurons) { snnfast::cuda::set_vector_minimum(neurons); }
+EXPORTED void snnfast_set_norm_blocks(int64_t blocks) { snnfast::cuda::set_norm_blocks(blocks); }
 EXPORTED void snnfast_set_chunked_limits(int64_t least_steps, int64_t most_neurons) {
   snnfast::cuda::set_chunked_limits(least_steps, most_neurons);
 }

@@ -36,7 +36,8 @@ class Call(NamedTuple):
     run: Callable[[Tensor], Tensor]  # from a current to what has a gradient
     bars: Mapping[str, float]
     steps: Sequence[int] = STEPS
-    shape: Sequence[int] = (NEURONS,)  # of a step
+    shape: Sequence[int] = (NEURONS,)  # of a step, whose neurons fill all threads
+    channels_last: bool = False
 
     def most(self, launch: str, steps: int) -> float:
         """At ten steps a batch is not full, which takes a few more."""
@@ -65,14 +66,22 @@ def calls() -> Iterator[Call]:
                 made = partial(node, v_reset=v_reset, surrogate_function=gradient(), step_mode="m")
                 name = f"{node.__name__}, {gradient.__name__}, {reset}"
                 yield Call(name, partial(_jelly, made), _both(20, 45))
-                yield _normed(name, partial(_node, made))
-    yield _normed("Leaky", partial(snnfast.Leaky, 0.9))
+                more = 14 if node is neuron.ParametricLIFNode else 0
+                yield from _normed(name, partial(_node, made), (14, 21, 48 + more, 42), (14, 24, 62 + more, 55))
+    yield from _normed("Leaky", partial(snnfast.Leaky, 0.9), (14, 16, 35, 32), (14, 17, 40, 36))
 
 
-def _normed(name: str, make: Callable[[], nn.Module]) -> Call:
-    """Behind a batch normalisation, at the few steps of a thread with several neurons."""
-    bars = {"statistics": 20, "forward": 20, "sums of backward": 50, "backward": 42}
-    return Call(f"{name}, batch normalisation", partial(_network, make), bars, (4,), (16, 4, 8, 8))
+def _normed(name: str, make: Callable[[], nn.Module], few: Sequence[float], loops: Sequence[float]) -> Iterator[Call]:
+    """Behind a batch normalisation, in both orders of images: the bars of four steps, and of loops over chunks of four.
+
+    The loops of nodes ask for the reset, which takes up to a third more in forward and less elsewhere.
+    """
+    launches = ("statistics", "forward", "sums of backward", "backward")
+    for order, by, shape in (("", 1, (16, 2, 16, 16)), (", channels_last", 1.3, (32, 32, 4, 4))):
+        for chunks, steps, bars in (("", (4,), few), (", loops", (10, 16), loops)):
+            of_launches = {launch: by * bar for launch, bar in zip(launches, bars, strict=True)}
+            given = f"{name}, batch normalisation{order}{chunks}", partial(_network, make), of_launches
+            yield Call(*given, steps, shape, bool(order))
 
 
 def _network(make: Callable[[], nn.Module], x: Tensor) -> Tensor:
@@ -110,16 +119,19 @@ def counted(code: Sequence[Kernel]) -> list[Counted]:
     build.load()
     found = []
     ops.use(build.NAMESPACE)
+    build.set_norm_blocks(1)
     with snnfast.use_backend("fused"):
         for call in calls():
             for steps in call.steps:
-                x = torch.rand(steps, *call.shape, requires_grad=True)
+                x = torch.rand(steps, *call.shape)
+                x = x.movedim(2, -1).contiguous().movedim(-1, 2) if call.channels_last else x
+                x.requires_grad_()
                 build.take_launches()
                 call.run(x).sum().backward()
                 for name, launch in zip(call.bars, build.take_launches(), strict=True):
                     first = range(0, launch.threads, 32)  # the threads that do most of a warp
                     of_warps = [thread.issued(named[launch.kernel], launch, first_one) for first_one in first]
-                    each = mean(of_warps) / steps / kernels.width(launch.kernel)
+                    each = mean(of_warps) * launch.blocks * launch.threads / x.numel()
                     found.append(Counted(call.name, steps, name, launch.kernel, each))
     return found
 

@@ -187,7 +187,13 @@ class _Thread:
         if a is None or b is None or least is None:
             return self.set(of[0], None)
         a, b = (a, b) if "U32" in modifiers else (_signed(a), _signed(b))
-        return self.set(of[0], min(a, b) if least else max(a, b))
+        found = min(a, b) if least else max(a, b)
+        return self.set(of[0], max(found, 0) if "RELU" in modifiers else found)
+
+    def viaddmnmx(self, modifiers: list[str], of: list[str]) -> None:
+        total = _sum(self.value(of[1]), self.value(of[2]))
+        self.registers["sum"] = None if total is None else total & _MASK
+        self.vimnmx(modifiers, [of[0], "sum", *of[3:]])
 
     def iadd3(self, modifiers: list[str], of: list[str]) -> None:
         carries = [text for text in of[1:3] if _PREDICATE.match(text)]
