@@ -110,6 +110,16 @@ def in_reentrant_checkpoint() -> bool:
     return frame is not None
 
 
+@contextmanager
+def compiling() -> Iterator[None]:
+    """A block in which another compiler traces calls, as ``torch.compiler.is_compiling`` tells them."""
+    before, torch.compiler._is_compiling_flag = torch.compiler._is_compiling_flag, True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
 def function_modes_see() -> bool:
     """Whether a ``TorchFunctionMode`` of the program sees calls. That of a default device sees constructors alone."""
     modes: Any = (torch._C._get_function_stack_at(n) for n in range(torch._C._len_torch_function_stack()))

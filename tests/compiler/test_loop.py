@@ -70,6 +70,25 @@ def test_the_new_graph_can_be_given_to_another_backend(inner: str) -> None:
     assert_same(torch.compile(net, backend="snnfast", options={"inner": inner}), copy.deepcopy(net), currents())
 
 
+@pytest.mark.parametrize("inner", ["aot_eager", pytest.param("inductor", marks=pytest.mark.thorough)])
+def test_another_backend_takes_a_neuron_by_hand(inner: str) -> None:
+    """Its steps are traced one by one: the kernels of programs have no form without numbers."""
+
+    def loop(x: Tensor) -> Tensor:
+        v, record = torch.zeros_like(x[0]), []
+        for current in x:
+            v = 0.9 * v + current
+            v = v - (v > 1).float()
+            record.append(v)
+        return torch.stack(record)
+
+    compiled = torch.compile(loop, backend="snnfast", options={"inner": inner})
+    with pytest.warns(UserWarning, match="runs step by step where torch.compile traces it"):
+        assert_same(compiled, loop, currents())  # the graph is handed on behind it
+    for _ in range(2):
+        assert_same(compiled, loop, currents())
+
+
 def test_an_unknown_option_is_an_error() -> None:
     message = "options: expected 'inner' at most, got 'outer'"
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=message):

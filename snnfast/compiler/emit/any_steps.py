@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from snnfast._core.pytorch import compiling
 from snnfast.compiler.emit.emitter import span
 from snnfast.compiler.graph.memory import erase_unread
 from snnfast.compiler.graph.nodes import (
@@ -132,7 +133,8 @@ class AnySteps:
     def by(self, backend: Callable[..., Any], steps: Sequence[int], inputs: Sequence[Any]) -> "AnySteps":
         """The graph as another backend of ``torch.compile`` compiles it, for these steps and inputs like these."""
         made = copy.copy(self)
-        made._run = backend(self._module, [*steps, *inputs])
+        with compiling():
+            made._run = backend(self._module, [*steps, *inputs])
         return made
 
     def __call__(self, steps: Sequence[int], inputs: Sequence[Any]) -> list[Any]:
