@@ -222,19 +222,6 @@ def test_calls_are_timed_against_calls_like_them(on: str, monkeypatch: pytest.Mo
     assert "".join(taken) == ("r" * 22 if on == "another device" else "r" * 6 + "r" * 3 + "r" * 5 + "p" * 5 + "r" * 3)
 
 
-def test_a_loop_that_needs_a_graph_for_each_number_of_steps_runs_as_it_is_if_these_vary() -> None:
-    def loop(x: Tensor) -> Tensor:
-        mem = torch.zeros_like(x[0])
-        for step in x:
-            _, mem = LIF(step / (x.size(0) ** 2), mem)
-        return mem
-
-    compiled = snnfast.compile(loop)
-    said = [message for T in (9, 9, *range(10, 50)) for message in call(compiled, currents(T))]
-    assert len(said) == 1
-    assert "runs as it is where its sizes are new, until they come again: another call like it needs a graph" in said[0]
-
-
 def test_new_sizes_that_have_no_graph_run_as_they_are_and_are_recorded_when_they_come_again() -> None:
     """Three new sizes are tried, and three more once a size that came again has a graph."""
     taken: list[str] = []

@@ -227,7 +227,7 @@ class Kinds(dict[Any, Kind]):
         one may wait, and writes to nothing, so may this one, and only its results are asked for.
         """
         call = func, args, kwargs, grad, modes, ambient, holes
-        sketch = _sketch(args, kwargs) if modes is None and ambient == NONE else None
+        sketch = _sketch(args, kwargs, holes[1] == "all") if modes is None and ambient == NONE else None
         if sketch is None:
             return self._found(*call)
         device, *others = sketch
@@ -341,8 +341,11 @@ class Kinds(dict[Any, Kind]):
 _META = torch.device("meta")
 
 
-def _sketch(args: Any, kwargs: Any) -> tuple[Any, ...] | None:
-    """The one device of a call's tensors, and what is known of its arguments but for their sizes and numbers.
+def _sketch(args: Any, kwargs: Any, any_numbers: bool) -> tuple[Any, ...] | None:
+    """The one device of a call's tensors, and what is known of its arguments but for their sizes.
+
+    A whole number may be a size, if it is not 0. Another number may tell what the call does, as that of a dropout tells
+    whether it draws; with ``any_numbers``, none does.
 
     ``None``: there are several devices, or images in an order that PyTorch chooses by their sizes as well.
     """
@@ -350,7 +353,8 @@ def _sketch(args: Any, kwargs: Any) -> tuple[Any, ...] | None:
     found: dict[Any, None] = {}  # one entry for all that are alike, such as those of all steps
     for a in pytree.tree_leaves((args, kwargs)):
         if not isinstance(a, Tensor):
-            found[type(a) if type(a) in (int, float) else literal(a)] = None
+            is_any = type(a) in (int, float) and (any_numbers or (type(a) is int and a != 0))
+            found[type(a) if is_any else literal(a)] = None
             continue
         like = a.later_like if isinstance(a, Later) else known_of(a)
         sizes, strides = like.shape, like.stride
