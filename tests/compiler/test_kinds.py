@@ -134,19 +134,22 @@ def test_calls_return_what_their_kinds_say(name: str, of: str) -> None:
 @pytest.mark.parametrize(
     ("func", "dtype", "first", "then"),
     [
-        (F.dropout, torch.float32, 0.0, 0.5),
-        (F.dropout, torch.float32, 1.0, 0.5),
-        (torch.floor_divide, torch.int64, 2, 0),
+        (F.dropout, torch.float32, {"p": 0.0}, {"p": 0.5}),
+        (F.dropout, torch.float32, {"p": 1.0}, {"p": 0.5}),
+        (F.dropout, torch.float32, {"training": False}, {"inplace": False}),
+        (torch.floor_divide, torch.int64, {"other": 2}, {"other": 0}),
     ],
 )
-def test_a_number_tells_what_a_call_of_other_sizes_does(func: Any, dtype: torch.dtype, first: Any, then: Any) -> None:
+def test_arguments_that_are_no_sizes_tell_what_a_call_of_other_sizes_does(
+    func: Any, dtype: torch.dtype, first: dict[str, Any], then: dict[str, Any]
+) -> None:
     """A dropout of 0 draws nothing, and a division by 2 raises no error."""
     kinds = Kinds()
-    for samples, number in ((3, first), (4, first), (5, first), (6, then)):
+    for samples, given in ((3, first), (4, first), (5, first), (6, then)):
         x = torch.ones(samples, 3, dtype=dtype)
-        kind = kinds.find(func, (x, number), {}, True, None, NONE, (None, ""))
-        assert kind.tells(Kinds().find(func, (x, number), {}, True, None, NONE, (None, "")))
-        assert kind.waits == (number == first)
+        kind = kinds.find(func, (x,), given, True, None, NONE, (None, ""))
+        assert kind.tells(Kinds().find(func, (x,), given, True, None, NONE, (None, "")))
+        assert kind.waits == (given is first)
 
 
 def test_calls_that_move_elements_of_two_devices_need_their_values() -> None:

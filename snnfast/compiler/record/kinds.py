@@ -350,21 +350,24 @@ def _sketch(args: Any, kwargs: Any, any_numbers: bool) -> tuple[Any, ...] | None
     ``None``: there are several devices, or images in an order that PyTorch chooses by their sizes as well.
     """
     devices: set[torch.device] = set()
-    found: dict[Any, None] = {}  # one entry for all that are alike, such as those of all steps
-    for a in pytree.tree_leaves((args, kwargs)):
-        if not isinstance(a, Tensor):
-            is_any = type(a) in (int, float) and (any_numbers or (type(a) is int and a != 0))
-            found[type(a) if is_any else literal(a)] = None
-            continue
-        like = a.later_like if isinstance(a, Later) else known_of(a)
-        sizes, strides = like.shape, like.stride
-        order = tuple(sorted(range(len(sizes)), key=lambda d: (-strides[d], d)))
-        if len(sizes) > 3 and order != tuple(range(len(sizes))):
-            return None
-        few = tuple([size if size < 2 else 2 for size in sizes])  # one of size 1 is broadcast
-        known = few, order, 0 in strides, like.dtype, like.requires_grad, like.is_leaf, like.kind, like.layout
-        found[known] = None
-        devices.add(like.device)
+    found: list[Any] = [len(args), *kwargs]
+    for given in (*args, *kwargs.values()):
+        alike: dict[Any, None] = {}  # one entry for all that are alike, such as those of all steps
+        for a in pytree.tree_leaves(given):
+            if not isinstance(a, Tensor):
+                is_any = type(a) in (int, float) and (any_numbers or (type(a) is int and a != 0))
+                alike[type(a) if is_any else literal(a)] = None
+                continue
+            like = a.later_like if isinstance(a, Later) else known_of(a)
+            sizes, strides = like.shape, like.stride
+            order = tuple(sorted(range(len(sizes)), key=lambda d: (-strides[d], d)))
+            if len(sizes) > 3 and order != tuple(range(len(sizes))):
+                return None
+            few = tuple([size if size < 2 else 2 for size in sizes])  # one of size 1 is broadcast
+            known = few, order, 0 in strides, like.dtype, like.requires_grad, like.is_leaf, like.kind, like.layout
+            alike[known] = None
+            devices.add(like.device)
+        found.append(tuple(alike))
     return (devices.pop(), *found) if len(devices) == 1 else None
 
 
