@@ -42,9 +42,6 @@ _ODD_STEPS = 3
 _FEW = 20
 """A loop that always has so many steps, or more, is longer than one over time that a graph is made for."""
 
-_NEAR = range(-1, 2)
-"""The numbers around one that follows from the steps: a part of a loop may have one step more or less."""
-
 
 class _IsAlsoSizeError(UnknownFormError):
     """A result outside of the loop has a size that is equal to the number of steps, and may not follow from it."""
@@ -148,8 +145,7 @@ class _Numbers:
         n = max([_FIRST, *(n + _ODD_STEPS + 1 for n in loops)])
         if i == len(self._form.runs):
             n = max(n, self._form.steps[i])  # a batch
-        of_it = {(size.factor, size.more + more) for size in self._form.sizes if size.run == i for more in _NEAR}
-        of_it |= {(1, more) for more in _NEAR}
+        of_it = {(1, 0), *((size.factor, size.more) for size in self._form.sizes if size.run == i)}
         while not self._taken.isdisjoint(factor * n + more for factor, more in of_it) or any(
             abs(n - constant) <= _ODD_STEPS for constant in self._constant
         ):
