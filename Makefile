@@ -26,7 +26,7 @@ CLANG_TESTS := $(addprefix tests/,core/test_cpu_backend.py images/test_batch_nor
 	images/test_image_kernels.py images/test_winograd.py program/test_program.py spikes/test_linear.py \
 	unroll/test_kernels.py unroll/test_lengths.py unroll/test_saved.py)
 # SAFEPATH: Python would otherwise find the package of this folder first.
-OF_CLANG := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/clang/lib:$(CURDIR):$(CURDIR)/tests
+OF_CLANG := PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR)/build/clang/lib:$(CURDIR):$(CURDIR)/tests"
 
 # The tests of a file may run in several processes, so that no file keeps one of them busy at the end.
 PARALLEL := -n auto --maxprocesses=4 --dist worksteal
@@ -42,10 +42,10 @@ demo: $(VENV)/.built $(VENV)/.installed-demo  ## train on MNIST, time a training
 	$(BIN)/python examples/mnist.py $(ARGS)
 
 test: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## run the tests of what users are promised; four minutes
-	PYTHONPATH=$(CURDIR)/$(OTHERS) $(BIN)/python -m pytest tests -m 'not thorough' $(PARALLEL) $(ARGS)
+	PYTHONPATH="$(CURDIR)/$(OTHERS)" $(BIN)/python -m pytest tests -m 'not thorough' $(PARALLEL) $(ARGS)
 
 test-all: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## also examples, tools, and more random cases
-	SNNFAST_THOROUGH=1 PYTHONPATH=$(CURDIR)/$(OTHERS) $(BIN)/python -m pytest tests $(PARALLEL) $(ARGS)
+	SNNFAST_THOROUGH=1 PYTHONPATH="$(CURDIR)/$(OTHERS)" $(BIN)/python -m pytest tests $(PARALLEL) $(ARGS)
 
 # The build of g++ stays: this one has a copy of the package.
 clang: $(VENV)/.installed-test  ## build the CPU kernels with clang, beside those of g++, and run their tests; CLANG=clang++

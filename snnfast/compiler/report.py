@@ -1,15 +1,16 @@
 """Reports: what became of a graph, in words."""
 
 import operator
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 
 from torch.fx import GraphModule, Node
 
+from snnfast.compiler.graph.files import is_in
 from snnfast.compiler.graph.nodes import (
     Site,
     aten,
+    frames_in,
     is_step,
     is_unroll,
     name_of,
@@ -120,10 +121,10 @@ def unrolls_of(gm: GraphModule) -> int:
 def is_unconverted(gm: GraphModule) -> bool:
     """Whether layers in a graph are snnTorch's own, of those that could be on the kernels."""
     traces = {n.stack_trace or "" for n in gm.graph.nodes}
-    return any(_NEURONS in trace and not any(_NEURONS + name in trace for name in _STAY) for trace in traces)
+    neurons = ([file for file, _ in frames_in(trace) if is_in(file, "snntorch", "_neurons")] for trace in traces)
+    return any(files and not any(file.endswith(_STAY) for file in files) for files in neurons)
 
 
-_NEURONS = os.path.join(os.sep, "snntorch", "_neurons", "")
 UNCONVERTED = (
     "its layers are snnTorch's own; put them on snnfast's kernels with snnfast.compile(net), or with "
     "snnfast.snntorch.convert(net) before torch.compile"

@@ -1,6 +1,6 @@
 """Forms between the stages: who asks for them, how they are printed, and what is checked."""
 
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import snnfast
 from benchmarks.networks import in_loop
 from benchmarks.registry import TUTORIAL5
-from snnfast.compiler.graph import nodes
 from snnfast.compiler.graph.aten import to_aten
 from snnfast.compiler.printing import print_graph
 from snnfast.compiler.stages import check
@@ -74,14 +73,3 @@ def test_a_check_finds_a_fault_of_a_pass(fault: str) -> None:
         del first.meta["context"]
     with pytest.raises((AssertionError, RuntimeError)):
         check(graph)
-
-
-@pytest.mark.parametrize("windows", [False, True])
-def test_the_line_of_the_user_is_outside_of_the_libraries(windows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, between = "/home/me/lib/", "/"
-    if windows:
-        folder, between = "C:\\Users\\me\\Lib\\", "\\"
-        monkeypatch.setattr(nodes, "PurePath", PureWindowsPath)
-    libraries = [f"{folder}{name}{between}module.py" for name in ("torch", "snnfast", "snntorch")]
-    stack = [(path, 1, "") for path in (*libraries, f"{folder}train_snnfast.py")]
-    assert nodes.user_line(stack) == f"{folder}train_snnfast.py:1"

@@ -5,7 +5,6 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from snnfast._program.trace import NotElementwiseError
 from snnfast._unroll.graph import elementwise_step, step, unroll
+from snnfast.compiler.graph.files import is_users
 
 aten: Any = torch.ops.aten
 
@@ -163,7 +163,12 @@ Frames = tuple[tuple[str, int], ...]
 
 def frames_of(node: Node) -> Frames:
     """File and line of each frame that a node comes from, outermost first."""
-    return tuple((file, int(line)) for file, line, _ in _FRAME.findall(node.stack_trace or ""))
+    return frames_in(node.stack_trace or "")
+
+
+def frames_in(trace: str) -> Frames:
+    """File and line of each frame of a trace, outermost first."""
+    return tuple((file, int(line)) for file, line, _ in _FRAME.findall(trace))
 
 
 _FRAME = re.compile(r'File "(.*?)", line (\d+).*(?:\n(?!\s*File ")(.*))?')
@@ -173,12 +178,9 @@ _FRAME = re.compile(r'File "(.*?)", line (\d+).*(?:\n(?!\s*File ")(.*))?')
 def user_line(stack: Iterable[tuple[str, Any, str]]) -> str:
     """The first line, of file, number and code each, that is in the user's program; empty if none is."""
     for file, number, code in stack:
-        if _NOT_THE_USERS.isdisjoint(PurePath(file).parts):
+        if is_users(file):
             return f"{file}:{number}" + (f": {code}" if code else "")
     return ""
-
-
-_NOT_THE_USERS = {"torch", "snnfast", "snntorch"}  # folders
 
 
 # ---- what a call is
