@@ -20,49 +20,30 @@ EXTRAS_docs := docs
 # and come without their dependencies (gigabytes), which their neurons do not need.
 OTHERS := $(VENV)/others
 
-# A second compiler: it evaluates and optimises in another order, and what is right does not depend on that.
-CLANG ?= clang++-19
-CLANG_TESTS := $(addprefix tests/,core/test_cpu_backend.py images/test_batch_norm.py images/test_convolutions.py \
-	images/test_image_kernels.py images/test_winograd.py program/test_program.py spikes/test_linear.py \
-	unroll/test_kernels.py unroll/test_lengths.py unroll/test_saved.py)
-# SAFEPATH: Python would otherwise find the package of this folder first.
-OF_CLANG := PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR)/build/clang/lib:$(CURDIR):$(CURDIR)/tests"
-
 # The tests of a file may run in several processes, so that no file keeps one of them busy at the end.
 PARALLEL := -n auto --maxprocesses=4 --dist worksteal
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-machines clang bench bench-check gates wheel docs lint format types sanitize sanitize-threads sanitize-memory clean
+.PHONY: help demo test test-all test-machines bench bench-check wheel docs lint format types clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Arguments: make demo ARGS="--epochs 2"; another Python: make PYTHON=python3.12 demo'
 
 demo: $(VENV)/.built $(VENV)/.installed-demo  ## train on MNIST, time a training step, draw figures
 	$(BIN)/python examples/mnist.py $(ARGS)
 
-test: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## run the tests of what users are promised; four minutes
-	PYTHONPATH="$(CURDIR)/$(OTHERS)" $(BIN)/python -m pytest tests -m 'not thorough' $(PARALLEL) $(ARGS)
+test: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## run the tests of what users are promised; five minutes
+	PYTHONPATH="$(CURDIR)/$(OTHERS)" $(BIN)/python -m pytest tests -m 'not thorough and not emulated' $(PARALLEL) --durations=20 $(ARGS)
 
-test-all: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## also examples, tools, and more random cases
-	SNNFAST_THOROUGH=1 PYTHONPATH="$(CURDIR)/$(OTHERS)" $(BIN)/python -m pytest tests $(PARALLEL) $(ARGS)
-
-# The build of g++ stays: this one has a copy of the package.
-clang: $(VENV)/.installed-test  ## build the CPU kernels with clang, beside those of g++, and run their tests; CLANG=clang++
-	CXX='$(CLANG)' SNNFAST_CUDA=0 SNNFAST_REQUIRE_EXT=1 \
-	$(BIN)/python setup.py -q build --build-base build/clang --build-lib build/clang/lib
-	$(OF_CLANG) $(BIN)/python -m snnfast | grep '^compiler *clang'
-	$(OF_CLANG) SNNFAST_REQUIRE_EXT=1 $(BIN)/python -m pytest -o pythonpath= $(CLANG_TESTS) \
-	-m 'not thorough and not emulated and not gpu' $(PARALLEL) $(ARGS)
+test-all: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## also examples, tools, the emulator, and more random cases
+	SNNFAST_THOROUGH=1 PYTHONPATH="$(CURDIR)/$(OTHERS)" $(BIN)/python -m pytest tests $(PARALLEL) --durations=20 $(ARGS)
 
 bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure beside snnTorch and others for twenty minutes; bars, and a result to store
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-check: $(VENV)/.built $(VENV)/.installed-test  ## fail where the layers, a loop or a training step got slower; a minute
 	$(BIN)/python -m benchmarks check $(ARGS)
-
-gates: $(VENV)/.built $(VENV)/.disassemblers  ## check the machine code of the CUDA kernels; ARGS=--update: new budgets
-	$(BIN)/python -m tools.gates $(ARGS)
 
 wheel: $(VENV)/.nox  ## build dist/*.whl for every Python >= 3.11 and torch >= 2.11; CUDA kernels where nvcc is found
 	$(BIN)/nox -s build -- $(ARGS)
@@ -93,17 +74,7 @@ types: $(VENV)/.tools $(VENV)/.torch  ## check the types
 	$(BIN)/mypy
 	$(BIN)/mypy --allow-untyped-calls --ignore-missing-imports --follow-imports=silent examples/*.py
 
-sanitize: sanitize-threads sanitize-memory  ## run the CUDA sources on the CPU under the sanitizers; SNNFAST_THOROUGH=1: all tests of them
-
-sanitize-threads: $(VENV)/.built
-	$(BIN)/python tests/emulator/build.py driver thread
-	tests/emulator/_build/thread/driver $(if $(filter 1,$(SNNFAST_THOROUGH)),8)
-
-sanitize-memory: $(VENV)/.built $(VENV)/.installed-test
-	SNNFAST_EMULATOR_SANITIZE=1 $(BIN)/python tests/emulator/build.py
-	SNNFAST_EMULATOR_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	$(BIN)/python -m pytest tests -m 'emulated$(if $(filter 1,$(SNNFAST_THOROUGH)),, and not thorough)' $(PARALLEL) $(ARGS)
+include native.mk
 
 clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) .nox build dist *.egg-info snnfast/*.so tests/emulator/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

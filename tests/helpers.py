@@ -45,6 +45,18 @@ def every_other(choices: Iterable[Any], neuron: str, turn: int = 0) -> list[Any]
     return list(choices)[(list(KINDS).index(neuron) + turn) % 2 :: 2]
 
 
+def pairs(*choices: Iterable[Any]) -> list[Any]:
+    """All combinations of some choices for ``parametrize``. `make test` has each choice once, `make test-all` all."""
+    lists = [list(some) for some in choices]
+    quick = {tuple(i % len(some) for some in lists) for i in range(max(map(len, lists)))}
+    return [
+        pytest.param(
+            *[some[i] for some, i in zip(lists, at, strict=True)], marks=[] if at in quick else pytest.mark.thorough
+        )
+        for at in itertools.product(*[range(len(some)) for some in lists])
+    ]
+
+
 def _device(name: str, *marks: Any) -> Any:
     return pytest.param(name, marks=[pytest.mark.needs_extension, *marks])
 

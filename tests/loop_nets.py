@@ -20,6 +20,9 @@ def by_torch_compile(function: Any, **options: Any) -> Any:
 WAYS = [snnfast.compile, by_torch_compile]
 """The two ways to merge a loop."""
 
+QUICK_WAYS = [snnfast.compile, pytest.param(by_torch_compile, marks=pytest.mark.thorough)]
+"""The two ways, for what comes behind both of them: `make test` has the first one."""
+
 
 class Net(nn.Module):
     """Tutorial 5's loop, over an input that changes with time."""

@@ -8,6 +8,7 @@ import pytest
 import snntorch
 import torch
 from by_hooks import Counted, counted
+from helpers import pairs
 from torch import nn
 
 import snnfast
@@ -35,8 +36,9 @@ def run(name: str, how: str, enter: Callable[[nn.Module], AbstractContextManager
 BY_MATRICES = "recurrent-by-hand"  # it has no modules that a hook could be on: test_products.py has its like
 
 
-@pytest.mark.parametrize("how", [LOOP, SWAPPED, DEFAULT])
-@pytest.mark.parametrize("name", [name for name in collection.programs() if name != BY_MATRICES])
+@pytest.mark.parametrize(
+    ("name", "how"), pairs([name for name in collection.programs() if name != BY_MATRICES], [LOOP, SWAPPED, DEFAULT])
+)
 def test_counts_equal_those_by_hooks_on_the_loop(name: str, how: str) -> None:
     neurons = (snntorch._neurons.neurons.SpikingNeuron, SpikingLayer)
     loop = LOOP if how == LOOP else SWAPPED  # where a spike resets to zero, snnTorch computes a recurrent product twice

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from compiler.internals import ByRecording
+from helpers import pairs
 from loop_nets import Net, OneStep, WithSLSTM, currents
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -302,8 +303,10 @@ def test_a_loop_for_one_number_of_steps_may_be_for_any_size_of_a_batch() -> None
     assert len(compiled.plans) > 2
 
 
-@pytest.mark.parametrize("size", [5, 9, 12, 32, pytest.param(64, marks=pytest.mark.thorough)])
-@pytest.mark.parametrize("shape", [(0, 0, 12), (0, 3, 12), (0, 12, 12), (12, 0, 12), (9, 0, 12), (4, 0, 12)])
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    pairs([5, 9, 12, 32, 64], [(0, 0, 12), (0, 3, 12), (0, 12, 12), (12, 0, 12), (9, 0, 12), (4, 0, 12)]),
+)
 def test_a_number_of_steps_may_be_any_other_size(size: int, shape: tuple[int, ...]) -> None:
     """In the network are sizes of 12, 9 and 4."""
     net = Net().double()

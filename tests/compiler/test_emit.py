@@ -7,7 +7,7 @@ import pytest
 import torch
 from compiler.forms import after_merging, leaky, tensor
 from helpers import assert_bits_equal
-from loop_nets import WAYS
+from loop_nets import QUICK_WAYS
 from torch import Tensor, nn
 
 import snnfast
@@ -90,7 +90,7 @@ class Normalised(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 @pytest.mark.parametrize("view", [lambda y: y, lambda y: y.view(-1)[:6], lambda y: y[:1].expand(3, 4)])
 def test_results_that_are_computed_once_for_all_steps_are_separate(by: Any, view: Callable[[Tensor], Tensor]) -> None:
     net, x = by(Normalised(view)), torch.rand(3, 4)
@@ -170,7 +170,7 @@ def test_states_that_are_filled_with_a_number_are_read_unless_it_is_zero(number:
     assert ("full" in text) == read
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 @pytest.mark.parametrize("make", [
     lambda x: torch.zeros(3, 4).add_(0.5), lambda x: torch.zeros(3, 4, requires_grad=True), lambda x: torch.zeros(4),
     lambda x: torch.zeros(3, 4, dtype=torch.float64), lambda x: torch.zeros(1).expand(3, 4), torch.zeros_like,
@@ -197,7 +197,7 @@ def test_states_that_begin_with_zeros_have_the_numbers_of_the_loop(by: Any, make
             torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 @pytest.mark.parametrize("kept", ["mem", "copy", "current"])
 def test_a_result_of_a_step_can_be_changed_in_place(by: Any, kept: str) -> None:
     lif = snnfast.Leaky(beta=0.9)

@@ -95,6 +95,7 @@ def test_a_users_line_is_told_wherever_it_is(place: str, tmp_path: Path, monkeyp
         snnfast.compile(loop)(x)
 
 
+@pytest.mark.thorough  # a process of its own
 def test_a_command_line_has_lines() -> None:
     program = f"{PROGRAM}\nprint(snnfast.explain(loop, torch.rand(4, 2, 3)))"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -115,7 +116,7 @@ def test_the_folder_of_a_library_may_be_a_link(windows: bool, tmp_path: Path, mo
         (tmp_path / "torch").mkdir()
         (tmp_path / "link").symlink_to(tmp_path / "torch")
         installed, program = f"{tmp_path}/link/", f"{tmp_path}/train.py"
-    files._real.cache_clear()
+    files.is_in.cache_clear()
     monkeypatch.setattr(torch, "__file__", f"{installed}__init__.py")
     assert not files.is_users(f"{installed}functional.py")
     assert files.is_users(program)
@@ -123,4 +124,4 @@ def test_the_folder_of_a_library_may_be_a_link(windows: bool, tmp_path: Path, mo
         assert not files.is_users(f"{installed}functional.py".upper())
     else:
         assert not files.is_users(f"{tmp_path}/torch/functional.py")
-    files._real.cache_clear()
+    files.is_in.cache_clear()

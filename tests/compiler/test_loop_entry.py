@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 import torch
 from callables import function
-from helpers import assert_all_bits_equal, assert_bits_equal
+from helpers import assert_all_bits_equal, assert_bits_equal, pairs
 from loop_nets import WAYS, Net, OneStep, WithSLSTM, assert_same, currents
 from running import assert_alike
 from torch import Tensor, nn
@@ -398,8 +398,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("by", WAYS)
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(("name", "by"), pairs(FUNCTIONS, WAYS))
 def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else_a_class(name: str, by: Any) -> None:
     net, x = Quantised().double(), currents(T=9).double()  # some of the gradients are zero but for rounding
     net.function = function(*FUNCTIONS[name])

@@ -22,7 +22,7 @@ from snnfast.compiler.passes import unstack
 from snnfast.compiler.record import functions, waiting
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
-PROGRAMS, CHUNK = 500 if THOROUGH else 20, 20
+PROGRAMS, CHUNK = (500, 20) if THOROUGH else (12, 12)
 
 
 def compare(numbers: range | list[int], how: str = "snnfast", long: bool = False) -> Counter[str]:
@@ -214,7 +214,7 @@ def _expects_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _sees_no_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("recording.calls", "choice"):
+    for module in ("record.recorded", "choice"):
         monkeypatch.setattr(f"snnfast.compiler.{module}.function_modes_see", lambda: False)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
+from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close, pairs
 from norm_checks import Shape, images, norm_of
 from torch import Tensor, nn
 
@@ -130,11 +130,11 @@ def assert_as_apart(net: nn.Module, x: Tensor) -> None:
 # ---- numbers
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("kind", "name"), pairs(KINDS, SHAPES))
 def test_no_spike_differs_from_the_two_by_themselves(
-    kind: type[Steps], shape: Shape, isa: str, calls: list[None], stream_bytes: Any
+    kind: type[Steps], name: str, isa: str, calls: list[None], stream_bytes: Any
 ) -> None:
+    shape = SHAPES[name]
     layouts = LAYOUTS if kind is Steps else LAYOUTS[1:]
     for layout in layouts:
         for steps, least in ((6, 0), (17, 1 << 60)):  # also written past the caches
@@ -152,13 +152,11 @@ def test_vectors_and_volumes(calls: list[None]) -> None:
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_of_any_number_of_steps(kind: type[Steps], calls: list[None]) -> None:
-    counts = (3, 15, 16, 17, 32, 50)
-    for steps in counts:
-        x = images(steps, (3, 12, 6, 5), layout="channels_last")
-        assert_as_apart(kind(norm_of(x)), x)
-    assert len(calls) == len(counts)
+@pytest.mark.parametrize(("kind", "steps"), pairs(KINDS, (3, 15, 16, 17, 32, 50)))
+def test_of_any_number_of_steps(kind: type[Steps], steps: int, calls: list[None]) -> None:
+    x = images(steps, (3, 12, 6, 5), layout="channels_last")
+    assert_as_apart(kind(norm_of(x)), x)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,9 +177,9 @@ def test_a_compiled_loop_is_as_exact_as_the_loop(kind: type[Steps], mean: float,
         assert errors[0] <= 2 * max(errors[1], 2.0**-23)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "options", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.1}], ids=str
+    ("kind", "options"),
+    pairs(KINDS, [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.1}]),
 )
 def test_every_option_of_the_normalisation(kind: type[Steps], options: dict[str, Any]) -> None:
     for x in (images(4, (3, 4, 4, 4), layout="channels_last"), images(31, (2, 16, 5, 8), layout="channels_last")):
@@ -191,17 +189,16 @@ def test_every_option_of_the_normalisation(kind: type[Steps], options: dict[str,
         assert_all_close(found, wanted, 1e-5)
 
 
-def test_no_bit_depends_on_threads_or_the_instruction_set(isa: str) -> None:
-    for kind in KINDS:
-        for shape in ((40, 20, 12, 12), (90, 33, 5, 5)):
-            x, every = images(6, shape, layout="channels_last"), []
-            for threads, used in ((1, ops.extension.isa_available()[0]), (1, isa), (2, isa), (5, isa)):
-                torch.set_num_threads(threads)
-                ops.extension.set_isa(used)
-                found, grads = results(snnfast.compile, kind(norm_of(x)), x)
-                every.append([*found, *(g for g in grads if g is not None)])
-            for again in every[1:]:
-                assert_all_bits_equal(again, every[0])
+@pytest.mark.parametrize(("kind", "shape"), pairs(KINDS, [(40, 20, 12, 12), (90, 33, 5, 5)]))
+def test_no_bit_depends_on_threads_or_the_instruction_set(kind: type[Steps], shape: Shape, isa: str) -> None:
+    x, every = images(6, shape, layout="channels_last"), []
+    for threads, used in ((1, ops.extension.isa_available()[0]), (1, isa), (2, isa), (5, isa)):
+        torch.set_num_threads(threads)
+        ops.extension.set_isa(used)
+        found, grads = results(snnfast.compile, kind(norm_of(x)), x)
+        every.append([*found, *(g for g in grads if g is not None)])
+    for again in every[1:]:
+        assert_all_bits_equal(again, every[0])
 
 
 def test_a_second_derivative_is_that_of_the_loop(calls: list[None]) -> None:
@@ -269,13 +266,12 @@ NEURONS: dict[str, Neuron] = {
 }
 
 
-@pytest.mark.parametrize("name", NEURONS)
-def test_other_neurons(name: str, stream_bytes: Any) -> None:
-    for kind in KINDS:
-        for steps, least in ((5, 1 << 60), (18, 0)):
-            stream_bytes(least)
-            x = images(steps, (3, 12, 5, 5), layout="channels_last")
-            assert_as_apart(kind(norm_of(x), NEURONS[name]), x)
+@pytest.mark.parametrize(("name", "kind"), pairs(NEURONS, KINDS))
+def test_other_neurons(name: str, kind: type[Steps], stream_bytes: Any) -> None:
+    for steps, least in ((5, 1 << 60), (18, 0)):
+        stream_bytes(least)
+        x = images(steps, (3, 12, 5, 5), layout="channels_last")
+        assert_as_apart(kind(norm_of(x), NEURONS[name]), x)
 
 
 class Two(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from compiler.forms import after, steps, tensor
-from loop_nets import WAYS
+from loop_nets import QUICK_WAYS
 from loop_ops import Masked, Plain
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -208,18 +208,11 @@ def left_by(function: Callable[..., Any], inputs: list[Tensor]) -> list[tuple[st
     return [*seen(outputs), *((f"grad {i}", g) for i, g in enumerate(gradients))]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "by"),
-    [
-        (torch.float32, WAYS[1]),
-        (torch.float64, WAYS[0]),
-        pytest.param(torch.float64, WAYS[1], marks=pytest.mark.thorough),
-        pytest.param(torch.float32, WAYS[0], marks=pytest.mark.thorough),
-    ],
-)
+@pytest.mark.parametrize("by", QUICK_WAYS)
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_complex_recurrence_has_the_numbers_of_its_loop(
-    loop: Callable[..., Any], dtype: torch.dtype, by: Any
+def test_a_complex_recurrence_is_one_program_with_the_numbers_of_its_loop(
+    loop: Callable[..., Any], dtype: torch.dtype, by: Any, reports: list[Any]
 ) -> None:
     compiled = by(loop)
     name = str(dtype).removeprefix("torch.")
@@ -230,17 +223,14 @@ def test_a_complex_recurrence_has_the_numbers_of_its_loop(
         assert difference(left_by(compiled, inputs), left_by(loop, inputs), tolerances) is None
         with torch.no_grad():
             assert difference(seen(compiled(*inputs)), seen(loop(*inputs)), tolerances) is None
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_complex_recurrence_is_one_program(loop: Callable[..., Any]) -> None:
     if loop is _conjugated:
-        assert "a tensor that is conjugated" in str(snnfast.explain(loop, *given(9, torch.float32)))
+        assert "a tensor that is conjugated" in str(snnfast.explain(loop, *given(9, dtype)))
         return
-    (graph,) = snnfast.explain(loop, *given(9, torch.float32)).graphs
-    assert graph.refused is None
-    assert not graph.repeated
-    assert any("one recurrence" in str(line) for line in graph.merged)
+    assert reports
+    for report in reports:
+        assert report.refused is None
+        assert not report.repeated
+        assert any("one recurrence" in str(line) for line in report.merged)
 
 
 # ---- what stays as it is
@@ -300,7 +290,7 @@ def _summed(x: Tensor, p: Tensor, a: Tensor) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 @pytest.mark.parametrize(
     "loop", [_hooked, _hooked_part, _shared, _part_of_an_input, _written_part, _without_a_form, _summed]
 )
@@ -310,7 +300,7 @@ def test_what_shows_or_has_no_form_is_as_in_the_loop(loop: Callable[..., Any], b
         assert difference(left_by(compiled, inputs), left_by(loop, inputs), TOLERANCES["float64"]) is None
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 def test_complex_results_are_verified(by: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNNFAST_VERIFY", "1")
     compiled = by(_resonator)

@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from compiler.internals import OPERATORS, ByRecording, Form, Kinds, Recorded, Recorder, hook
-from loop_nets import WAYS, Net
+from helpers import pairs
+from loop_nets import QUICK_WAYS, Net
 from loop_ops import Saved
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -199,7 +200,7 @@ def _last(x: Tensor, lengths: Tensor) -> Any:
     return last
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 @pytest.mark.parametrize("loop", [_where, _times, _window, _last])
 def test_a_number_of_a_step_may_be_compared(loop: Callable[..., Any], by: Any) -> None:
     compiled = by(loop)
@@ -244,7 +245,7 @@ def _of_integers(x: Tensor, mask: Tensor) -> Any:
     return torch.stack(rec), v
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 @pytest.mark.parametrize("loop", [_fills, _chooses, _of_integers])
 def test_a_number_of_a_step_may_be_chosen_by_a_mask(loop: Callable[..., Any], by: Any) -> None:
     compiled, mask = by(loop), torch.rand(3, 12) > 0.5
@@ -424,7 +425,7 @@ def test_a_row_that_is_held_has_the_gradient_of_a_loss_that_was_recorded() -> No
     assert not any(isinstance(plan, str) for plan in recorded.plans[:1])
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 def test_a_leaf_that_is_a_view_may_be_changed(by: Any, recwarn: pytest.WarningsRecorder) -> None:
     def loop(x: Tensor) -> Tensor:
         turned = x.transpose(0, 1)
@@ -655,8 +656,7 @@ OPERANDS = {
 }
 
 
-@pytest.mark.parametrize("operand", OPERANDS)
-@pytest.mark.parametrize("symbol", ["+", "-", "*", "/"])
+@pytest.mark.parametrize(("symbol", "operand"), pairs(["+", "-", "*", "/"], OPERANDS))
 def test_operators_of_results(symbol: str, operand: str) -> None:
     compute = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}[symbol]
     other = OPERANDS[operand]

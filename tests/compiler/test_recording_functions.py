@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from compiler.internals import ByRecording
+from helpers import pairs
 from torch import Tensor
 from ways_to_read import REFUSED, SEEN, spike_whose_backward, undone
 
@@ -62,8 +63,7 @@ def numbers(function: Callable[..., Tensor], *args: Any) -> list[Tensor]:
     return [found, *torch.autograd.grad((found * torch.arange(42.0).view(7, 2, 3)).sum(), x)]
 
 
-@pytest.mark.parametrize("function_of", [forward, spike_whose_backward], ids=["forward", "backward"])
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize(("name", "function_of"), pairs(WAYS, [forward, spike_whose_backward]))
 def test_a_number_that_changes_between_calls_is_read(name: str, function_of: Any) -> None:
     module = {**SEEN, **REFUSED}[name].open()
     spike = function_of(module["read"]).apply
@@ -74,8 +74,7 @@ def test_a_number_that_changes_between_calls_is_read(name: str, function_of: Any
         torch.testing.assert_close(numbers(recorded), wanted)
 
 
-@pytest.mark.parametrize("function_of", [forward, spike_whose_backward], ids=["forward", "backward"])
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize(("name", "function_of"), pairs(WAYS, [forward, spike_whose_backward]))
 def test_a_number_that_changes_within_a_call_is_read(name: str, function_of: Any) -> None:
     found = []
     for compiled in (False, True):

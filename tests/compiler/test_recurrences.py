@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_all_close
-from loop_nets import WAYS
+from loop_nets import QUICK_WAYS
 from loop_ops import Masked, Saved
 from programs import PROGRAMS, ByHand
 from running import assert_alike
@@ -25,7 +25,7 @@ from benchmarks.collection.surrogates import SuperSpike
 pytestmark = [pytest.mark.usefixtures("nothing_compiled"), pytest.mark.needs_extension]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", QUICK_WAYS)
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("order", ["usual", "channels_last"])
 def test_samples_first_are_not_copied(order: str, backend: Any, way: Any) -> None:
@@ -60,7 +60,7 @@ def test_samples_first_are_not_copied(order: str, backend: Any, way: Any) -> Non
     assert not [e for e in copies if torch.Size(e.input_shapes[0]).numel() == x.numel()]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", QUICK_WAYS)
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("outputs", [3, 90])
 def test_a_linear_behind_a_neuron_whose_samples_come_first(outputs: int, binary: bool, way: Any) -> None:
@@ -86,7 +86,7 @@ def test_a_linear_behind_a_neuron_whose_samples_come_first(outputs: int, binary:
         assert_alike(compiled, net, x, TOLERANCES["float32"])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", QUICK_WAYS)
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_views_of_a_neuron_whose_samples_come_first(backend: Any, way: Any) -> None:
     def loop(net: Any, x: Tensor) -> Any:
@@ -158,7 +158,7 @@ def test_several_layers_of_one_class_are_no_steps(steps: int, reports: list[Any]
     assert f"one recurrence ({steps} times)" in " ".join(map(str, reports))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", QUICK_WAYS)
 def test_a_loop_that_runs_again_has_its_own_results_of_each_step(way: Any) -> None:
     def loop(net: Any, x: Tensor) -> Any:
         for _ in range(2):  # nobody reads the last spikes of the first one
@@ -259,7 +259,7 @@ def lif(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("loop", [lif, lambda x: SuperSpike.apply(x[0]) * x[1]], ids=["recurrence", "one call"])
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 def test_second_derivatives_go_through_the_derivative_of_a_surrogate(loop: Any, by: Any) -> None:
     """As in meta-learning, or where the gradient of the input is a part of the loss."""
     x = torch.rand(6, 3, 5, dtype=torch.float64, requires_grad=True)

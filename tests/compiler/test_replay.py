@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import pairs
 from internals import Replays
 from torch import Tensor, nn
 from ways_to_read import REFUSED, SEEN, undone
@@ -731,8 +732,7 @@ def test_attributes_of_tensors_are_read_and_set(code: str) -> None:
         assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("place", ["begin", "end"])
-@pytest.mark.parametrize("name", EFFECTS)
+@pytest.mark.parametrize(("name", "place"), pairs(EFFECTS, ["begin", "end"]))
 def test_what_code_does_beside_computing_is_done(name: str, place: str) -> None:
     threads = torch.get_num_threads()
     try:

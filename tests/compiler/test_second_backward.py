@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_nets import WAYS
+from loop_nets import QUICK_WAYS
 from torch import Tensor
 
 import snnfast
@@ -68,7 +68,7 @@ def gradients(function: Callable[..., Any], T: int, **options: Any) -> list[Tens
     return [t.grad for t in given if t.grad is not None]
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 @pytest.mark.parametrize("loop", [on_the_same_lines, on_lines_of_their_own])
 def test_results_that_share_nothing_have_backward_passes_of_their_own(loop: Callable[..., Any], by: Any) -> None:
     compiled = by(loop)
@@ -79,7 +79,7 @@ def test_results_that_share_nothing_have_backward_passes_of_their_own(loop: Call
     assert sum("one recurrence" in line for line in report.merged) == 2
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 def test_results_that_share_a_call_go_back_twice_with_a_retained_graph(by: Any) -> None:
     compiled = by(sharing_a_call)
     found = gradients(compiled, 9, retain_graph=True)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from compiler.internals import ByRecording
+from helpers import pairs
 from loop_ops import Masked
 from torch import Tensor, nn
 
@@ -69,15 +70,7 @@ def check(recorded: Any, loop: Callable[..., Any], w: Tensor, x: Tensor) -> None
         torch.testing.assert_close(a.to_dense(), b.to_dense())
 
 
-@pytest.mark.parametrize(
-    ("layout", "product", "learns"),
-    [
-        pytest.param(layout, product, learns, marks=[pytest.mark.thorough] if (i + j + learns) % 3 else [])
-        for i, layout in enumerate(LAYOUTS)
-        for j, product in enumerate(PRODUCTS)
-        for learns in (False, True)
-    ],
-)
+@pytest.mark.parametrize(("layout", "product", "learns"), pairs(LAYOUTS, PRODUCTS, (False, True)))
 def test_the_products_of_all_steps_are_one(layout: str, product: str, learns: bool) -> None:
     def loop(w: Tensor, x: Tensor) -> Any:
         return layers(w, x, PRODUCTS[product])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from compiler.forms import after, steps, tensor
-from loop_nets import WAYS
+from loop_nets import QUICK_WAYS
 from torch import Tensor
 
 import snnfast
@@ -157,7 +157,7 @@ def share(results: tuple[Any, ...]) -> list[bool]:
 
 
 @pytest.mark.needs_extension
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_loop_with_states_in_one_tensor_has_its_numbers(loop: Callable[..., Any], by: Any) -> None:
     compiled = by(loop)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from compiler.forms import recorded
-from loop_nets import WAYS
+from loop_nets import QUICK_WAYS
 from torch import Tensor
 from torch.fx import Graph
 
@@ -106,7 +106,7 @@ def writes(graph: Graph) -> int:
 
 
 @pytest.mark.needs_extension
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 @pytest.mark.parametrize("at_each_step", [False, True])
 @pytest.mark.parametrize("write", WRITES)
 def test_a_compiled_loop_writes_to_a_buffer_as_the_loop_does(

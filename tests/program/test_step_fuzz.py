@@ -12,7 +12,7 @@ from random_steps import BACKWARD_WAYS, CONTEXTS, StepProgram
 from step_fuzz import Session, found
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
-PROGRAMS, CHUNK = 5000 if THOROUGH else 300, 100
+PROGRAMS, CHUNK = 5000 if THOROUGH else 100, 100
 
 
 @pytest.mark.parametrize("first", range(0, PROGRAMS, CHUNK))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import HALVES, assert_all_bits_equal, assert_all_close, assert_bits_equal
+from loop_nets import QUICK_WAYS
 from norm_checks import NODES, Loop, images, leaky, norm_of
 from torch import Tensor, nn
 
@@ -318,9 +319,7 @@ def test_a_compiled_network_in_step_mode_m(pool: Callable[[], nn.Module], pools:
     assert_all_close(grads[0], grads[1], 1e-5)
 
 
-@pytest.mark.parametrize(
-    "by", [snnfast.compile, lambda net: torch.compile(net, backend="snnfast")], ids=["recorded", "traced"]
-)
+@pytest.mark.parametrize("by", QUICK_WAYS)
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2)], ids=["largest", "mean"])
 @pytest.mark.parametrize("reads_twice", [False, True], ids=["alone", "not-alone"])
 def test_a_compiled_loop(by: Any, pool: nn.Module, reads_twice: bool, calls: list[bool]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import snntorch
 import torch
 from fresh import fresh
-from helpers import assert_all_bits_equal, assert_close
+from helpers import assert_all_bits_equal, assert_close, pairs
 from snntorch_checks import EVERY, make
 from torch import Tensor, nn
 
@@ -156,8 +156,13 @@ except Exception:
 """
 
 
-@pytest.mark.parametrize("name", ["unroll", "step"])
-@pytest.mark.parametrize("kind", [pytest.param("jit", marks=pytest.mark.thorough), "export", "export-reference"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *pairs(["export", "export-reference"], ["unroll", "step"]),
+        *[pytest.param("jit", name, marks=pytest.mark.thorough) for name in ("unroll", "step")],
+    ],
+)
 @pytest.mark.filterwarnings("ignore:The tensor attribute", "ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_an_exported_program_in_a_fresh_process(kind: str, name: str, tmp_path: Path) -> None:
     model, args = programs()[name]

@@ -768,10 +768,14 @@ MODELS: dict[str, tuple[dict[str, Any], int]] = {
 }
 """Networks of SpikingJelly, their options, and how many of their nodes alone read a batch normalisation."""
 
+LIKE_OTHERS = ("spiking_vgg.spiking_vgg11_bn", "spiking_resnet.spiking_resnet18")
+
 
 @pytest.mark.needs_extension
 @pytest.mark.usefixtures("nothing_compiled")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.thorough) if name in LIKE_OTHERS else name for name in MODELS]
+)
 def test_the_nodes_of_spikingjellys_models_are_one_call_with_the_normalisation_before_them(
     name: str, theirs: Any
 ) -> None:

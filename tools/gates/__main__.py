@@ -41,7 +41,9 @@ class Gate(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.gates", description=__doc__)
     parser.add_argument("--update", action="store_true", help="write what the kernels take now as their budgets")
-    update = parser.parse_args(argv).update
+    usual = setup.ROOT / setup.this_machine().library
+    parser.add_argument("--library", type=Path, default=usual, help="the built library; that of the package by default")
+    update, library = (options := parser.parse_args(argv)).update, options.library
     toolkit, nvdisasm, cuobjdump = setup.cuda_home(), find("nvdisasm"), find("cuobjdump")
     if toolkit is None or nvdisasm is None or cuobjdump is None:
         parser.exit(1, f"nvcc, nvdisasm or cuobjdump was not found: {toolkit}, {nvdisasm}, {cuobjdump}\n")
@@ -50,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(1, f"TORCH_CUDA_ARCH_LIST: there are budgets for {', '.join(setup.DEFAULT_ARCHITECTURES)}\n")
     if update and architectures != setup.DEFAULT_ARCHITECTURES:
         parser.exit(1, "TORCH_CUDA_ARCH_LIST: --update needs all architectures; unset it\n")
-    library = setup.ROOT / setup.this_machine().library
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         units, ptx = compile.taken_out(cuobjdump, library, folder) if compile.is_current(library) else ([], [])

@@ -5,6 +5,7 @@ import sys
 from os import path
 
 
+@functools.lru_cache(4096)
 def is_in(file: str, package: str, folder: str = "") -> bool:
     """Whether a file is in a folder of a package that is loaded, links followed.
 
@@ -16,11 +17,10 @@ def is_in(file: str, package: str, folder: str = "") -> bool:
     return _real(file).startswith(path.join(path.dirname(_real(of_package)), folder, ""))
 
 
+def _real(file: str) -> str:
+    return path.normcase(path.realpath(file))
+
+
 def is_users(file: str) -> bool:
     """Whether a file is neither PyTorch's nor snnTorch's nor ours."""
     return not any(is_in(file, package) for package in ("torch", "snnfast", "snntorch"))
-
-
-@functools.lru_cache(4096)
-def _real(file: str) -> str:
-    return path.normcase(path.realpath(file))

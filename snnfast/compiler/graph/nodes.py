@@ -1,6 +1,7 @@
 """Questions about one call of a graph of ATen calls (see ``aten.py``): its schema, its results, its site."""
 
 import contextlib
+import functools
 import math
 import operator
 import re
@@ -76,6 +77,8 @@ def index_of(node: Node) -> tuple[Node, int, int] | None:
 
 
 def tensors_in(found: Any) -> list[Tensor]:
+    if isinstance(found, Tensor):
+        return [found]
     return [t for t in pytree.tree_leaves(found) if isinstance(t, Tensor)]
 
 
@@ -153,6 +156,7 @@ def line_of(node: Node | None, with_code: bool = True) -> str:
     return _line_in((node.stack_trace or "") if node is not None else "", with_code)
 
 
+@functools.lru_cache(4096)
 def _line_in(trace: str, with_code: bool = True) -> str:
     frames = reversed(_FRAME.findall(trace))
     return user_line((file, number, code.strip() if with_code else "") for file, number, code in frames)
