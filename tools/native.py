@@ -22,7 +22,7 @@ FOLDERS = (
 )  # fmt: skip
 FILES = ("setup.py", "constraints.txt", "native.mk", "tools/native.py")
 COMPILERS = {"g++": ["g++", "--version"], "nvcc": ["nvcc", "--version"]}
-EMULATED = re.compile(r"\bdevice\b|emulat")  # a test of another folder that runs in the emulator has such a word
+EMULATED = re.compile(r"def test_\w+\((?:[^()]|\([^()]*\))*\bdevice: |emulat")  # in a test that runs in the emulator
 
 
 def _version_of(command: list[str]) -> str:
@@ -65,10 +65,16 @@ def sources(folder: Path) -> list[Path]:
 
 
 def other_tests(root: Path) -> list[Path]:
-    """Modules that tests share, and tests of other folders that run in the emulator."""
-    folders = [root / folder for folder in FOLDERS]
-    others = [p for p in sources(root / "tests") if not any(p.is_relative_to(folder) for folder in folders)]
-    return [p for p in others if p.parent == root / "tests" or (p.suffix == ".py" and EMULATED.search(p.read_text()))]
+    """Modules that tests share; and tests of other folders that native.mk names, or that run in the emulator."""
+    folders, named = [root / folder for folder in FOLDERS], (root / "native.mk").read_text()
+    others = [p for p in sources(root / "tests") if p.suffix == ".py" and not any(p.is_relative_to(f) for f in folders)]
+    return [
+        path
+        for path in others
+        if path.parent == root / "tests"
+        or path.relative_to(root / "tests").as_posix() in named
+        or (path.parent.name != "project" and EMULATED.search(path.read_text()))
+    ]
 
 
 def _hash(root: Path, files: Iterable[Path]) -> str:

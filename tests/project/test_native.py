@@ -10,7 +10,9 @@ TREE = {
     **{f"{folder}/a.txt": folder for folder in native.FOLDERS},
     **{file: file for file in native.FILES},
     "tests/helpers.py": "",
-    "tests/compiler/test_a.py": "def test_on(device): ...",
+    "native.mk": "TESTS := with_snntorch/test_c.py",
+    "tests/with_snntorch/test_c.py": "def test(): ...",
+    "tests/compiler/test_a.py": "def test_on(x: tuple[()], device: torch.device): ...",
     "tests/compiler/test_b.py": "def test(): ...",
 }
 
@@ -30,7 +32,7 @@ def tree(tmp_path: Path) -> Path:
 
 def test_nothing_changes_by_itself(tree: Path) -> None:
     assert native.changed(tree, version) == []
-    for left in ("csrc/__pycache__/a.pyc", "tests/emulator/_build/plain/a.o", "README.md", "tests/compiler/test_c.py"):
+    for left in ("csrc/__pycache__/a.pyc", "tests/emulator/_build/plain/a.o", "README.md", "tests/compiler/test_d.py"):
         (tree / left).parent.mkdir(parents=True, exist_ok=True)
         (tree / left).write_text("left")
     assert native.changed(tree, version) == []
@@ -38,7 +40,7 @@ def test_nothing_changes_by_itself(tree: Path) -> None:
 
 @pytest.mark.parametrize("name", TREE)
 def test_a_file_that_changes_is_seen(name: str, tree: Path) -> None:
-    (tree / name).write_text("another")
+    (tree / name).write_text(TREE[name] + "another")
     changed = native.changed(tree, version)
     if name == "tests/compiler/test_b.py":
         assert changed == []
@@ -74,4 +76,6 @@ def test_what_is_not_written_down_is_not_known_to_have_passed(tree: Path) -> Non
 def test_every_input_is_in_the_repository() -> None:
     assert all(native.sources(native.ROOT / folder) for folder in native.FOLDERS)
     assert all((native.ROOT / file).is_file() for file in native.FILES)
-    assert any(path.name == "test_parity.py" for path in native.other_tests(native.ROOT))
+    others = {path.name for path in native.other_tests(native.ROOT)}
+    assert {"helpers.py", "test_parity.py", "test_normed_programs.py"} <= others
+    assert not {"test_replay.py", "test_native.py"} & others
