@@ -365,8 +365,20 @@ def test_dropout_in_a_checkpoint_has_one_mask(reentrant: bool) -> None:
         torch.testing.assert_close(*found)
 
 
+class WithStatesOfItsOwn(Net):
+    """No call reads a state that another one has left in a layer."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mem1, mem2, rec = torch.zeros(x.shape[1], 9), torch.zeros(x.shape[1], 4), []
+        for x_t in x:
+            spk, mem1 = self.lif1(self.fc1(x_t), mem1)
+            spk, mem2 = self.lif2(self.fc2(spk), mem2)
+            rec.append(spk)
+        return torch.stack(rec), mem2
+
+
 def test_several_threads_record_one_network() -> None:
-    net = Net()
+    net = WithStatesOfItsOwn()
     plain = copy.deepcopy(net)
     snnfast.compile(net)
     inputs = [torch.rand(9 + i % 3, 4 + i % 2, 12) for i in range(24)]

@@ -646,6 +646,46 @@ def test_layers_that_are_replaced_are_freed(monkeypatch: pytest.MonkeyPatch, cou
     assert [ref() is None for ref in refs] == [True, True, False]
 
 
+VALUES = {"training": (False, True), "steps": (6, 7, 8, 9, 10), "share": tuple(0.3 + i for i in range(9))}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_an_attribute_of_a_few_values_in_turn_has_a_replay_of_each(name: str, counted: Counter) -> None:
+    share = "(self.share if self.training else 0.7)"
+    plain, compiled, *_ = networks(end=f"out = [o * {share} for o in out[: self.steps]]")
+    for net in (plain, compiled):
+        net.steps, net.share = 11, 0.3
+    values = VALUES[name]
+    calls = CALLS + 3 * len(values)  # from a multiple on, all are known
+    calls += -calls % len(values)
+    for number in range(calls + len(values)):
+        if number == calls:
+            counted.replayed = 0
+        for net in (plain, compiled):
+            setattr(net, name, values[number % len(values)])
+        alike(plain, compiled, batch(number, T=11, B=13))
+    assert counted.replayed == len(values)
+
+
+def test_the_value_that_was_used_least_recently_is_forgotten(counted: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snnfast.compiler.record.replay._MOST_OF_A_SHAPE", 2)
+    plain, compiled, *_ = networks(end="out = [o * self.share for o in out]")
+    shares = VALUES["share"]
+
+    def calls(number: int, count: int) -> int:
+        before, plain.share, compiled.share = counted.replayed, shares[number], shares[number]
+        for number in range(count):
+            alike(plain, compiled, batch(number))
+        return counted.replayed - before
+
+    assert calls(1, CALLS)
+    assert calls(2, CALLS)
+    assert calls(1, 1) == 1
+    assert calls(3, CALLS)  # in place of 2
+    assert calls(1, 1) == 1
+    assert calls(2, 1) == 0
+
+
 # ---- what code does beside computing
 
 EFFECTS = {

@@ -82,7 +82,8 @@ def _keeps(node: Node, found: set[Node]) -> bool:
     if node.target is aten.expand.default:  # over time
         return bool(value(node).dim() == value(source).dim() + 1)
     if is_pointwise(node.target) or name_of(node.target) == "dropout":
-        return all(n in found for n in node.all_input_nodes if value(n).dim() >= value(source).dim())
+        others = (n for n in node.all_input_nodes if isinstance(value(n), Tensor))  # a size is a number
+        return all(n in found for n in others if value(n).dim() >= value(source).dim())
     if name_of(node.target) in ("sum", "mean"):  # whose result is read in any order, as what it is of
         return True
     return name_of(node.target) in OPS_THAT_KEEP_ORDER and bool(value(source).dim() == 4)

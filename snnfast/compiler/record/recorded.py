@@ -44,6 +44,9 @@ _MOST_FORMS = 16
 _MOST_PLANS = 16
 """So many graphs are made. Other forms run call by call."""
 
+_MOST_BETWEEN = 16
+"""So many calls at most write their lines down for those that asked for them."""
+
 _MOST_KEYS = 64
 """So many keys of forms are known, with a plan or without one. The oldest is forgotten first."""
 
@@ -93,6 +96,8 @@ class _Known:
         plans: By the keys of forms. Where a form has none, the reason.
         families: By the structures of forms.
         seen: Keys of forms that have come once, and have no plan.
+        asking: Those of which a plan is to be made, when they come with their lines.
+        awaits: Whether a call writes its lines down in case it is one of these.
         forms: The last form of calls of these kinds; ``None`` where one has come only once.
         replays: Calls that run without the code of the function.
         ahead: Calls that read values, with gradients and without.
@@ -104,6 +109,8 @@ class _Known:
         self.plans: dict[Any, Plan | _NoPlan] = {}
         self.families: dict[Any, _Family] = {}
         self.seen: dict[Any, None] = {}
+        self.asking: set[Any] = set()
+        self.awaits = False
         self.forms: dict[int, Form | None] = {}
         self.ahead = {True: Ahead(), False: Ahead()}
 
@@ -161,7 +168,8 @@ class Recorded:
         self._function, self._name, self._replays, self._lines = function, name, replays, lines
         self.makes = True
         self._known: dict[Any, _Known] = {}
-        self._learns = {True: True, False: True}  # the next call, with gradients or without, writes its lines down
+        # So many calls to come, with gradients or without, write their lines down. The first of them may be any call.
+        self._learns = {True: _MOST_BETWEEN, False: _MOST_BETWEEN}
         self._explained: Explanation | None = None
 
     @property
@@ -216,8 +224,9 @@ class Recorded:
     def _record(self, known: _Known, observer: "Observer | None", args: Any, kwargs: Any) -> tuple[Any, Recorder]:
         known.kinds.trim()
         grad = torch.is_grad_enabled()
-        learns = self._learns[grad] or self._explained is not None or verify.is_wanted()
-        self._learns[grad] = False
+        left, self._learns[grad] = self._learns[grad], 0
+        learns = left > 0 or self._explained is not None or verify.is_wanted()
+        known.awaits = 0 < left < _MOST_BETWEEN
         ahead = known.ahead[grad]
         run = lambda recorder, alive: self._run(known, recorder, alive)  # noqa: E731
         recorder = Recorder(known.kinds, run, learns, ahead, self._lines)
@@ -237,7 +246,13 @@ class Recorded:
         ran, recorder.ran, recorder.constants = recorder.ran, None, {}  # spare results hold the recorder
         if observer is not None:
             observer.keep(ran)
-        self._learns[grad] = recorder.asks_again
+        # Between a call that asks for its lines and the next one like it may be others: values of an attribute in turn.
+        if recorder.asks_again:
+            self._learns[grad] = _MOST_BETWEEN
+        elif known.asking:
+            self._learns[grad] = max(left - 1, 0)
+        if not self._learns[grad]:
+            known.asking.clear()
         return result[0], recorder
 
     # ---- plans
@@ -313,10 +328,12 @@ class Recorded:
         if alone is not None and twins is None and (key := keys[not alone.any_steps]) not in known.seen:
             _enter(known.seen, key, None)
             return _NoPlan(f"another call like it needs a graph of its own: {alone.limits}")
-        if not recorder.learns:
+        if not recorder.learns or (known.awaits and keys[1] not in known.asking):
             recorder.asks_again = True
+            known.asking.add(keys[1])
             return _NoPlan("not seen before: the next call asks for its lines")
         recorder.graphs += 1
+        known.asking.discard(keys[1])
         if family is None:
             family = _Family(form)
             _enter(known.families, told.structure, family)

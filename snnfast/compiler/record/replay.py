@@ -40,13 +40,16 @@ from snnfast.compiler.record.waiting import range_of
 _MOST_SHAPES = 64
 """Calls of so many shapes are known. The oldest are forgotten first."""
 
-_MOST_OF_A_SHAPE = 4
-"""So many calls of a shape are, such as the first one, which has no states yet, and those in training and not."""
+_MOST_OF_A_SHAPE = 16
+"""So many calls of a shape are: the first one, which has no states yet, and those of each value of an attribute.
+
+The least recently used is forgotten first.
+"""
 
 _MOST_MISSES = 64
 """A call is forgotten when so many came instead: it keeps the layers that it sees, which may be in use no more."""
 
-_PATIENCE = 8
+_PATIENCE = _MOST_OF_A_SHAPE
 """So many calls that are learned and do not come again, and no more are learned."""
 
 _NUMBERS = (int, float, bool, str, bytes, complex, type(None), type(...), torch.dtype, torch.device, torch.layout)
@@ -649,7 +652,7 @@ class _Shape:
     """Calls whose arguments are alike.
 
     Attributes:
-        known: Those that may be replayed, the last one first.
+        known: Those that may be replayed, the one that came last first.
         is_planned: The last call ran by a plan alone.
         root: The network that they are of. If it is not there any more, nobody keeps what they know.
     """
@@ -720,7 +723,8 @@ class Replays:
             known.misses += 1
             if found is None and (tensors := known.begins(now)) is not None:
                 found, taken, known.misses = known, tensors, 0
-        shape.known = [known for known in shape.known if known.misses < _MOST_MISSES]
+        kept = [known for known in shape.known if known.misses < _MOST_MISSES and known is not found]
+        shape.known = kept if found is None else [found, *kept]
         return Attempt(self, now, shape, found, taken)
 
     def replay(self, attempt: "Attempt") -> tuple[Any] | None:
